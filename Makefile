@@ -1,0 +1,40 @@
+# make help lists the targets. Each works on a fresh Debian 12/13 or Ubuntu 24.04 machine and installs what it misses.
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap up down test check bench soak clean
+VENV := .venv
+TORPOR := $(VENV)/bin/torpor
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+bootstrap:
+	@scripts/bootstrap.sh
+
+up: bootstrap  ## install what is missing, build the templates, run real code in a real microVM
+	@$(TORPOR) build --warm
+	@echo "torpor: running code in a microVM"
+	@$(TORPOR) run -- python3 -c 'import platform; print("Hello from a microVM: Linux", platform.release(), "and Python", platform.python_version())'
+	@scripts/next-steps.sh
+
+down:  ## stop the host agent of this home, if one runs; nothing is left running
+	@scripts/down.sh
+
+test: check  ## all tests, with real microVMs
+	@scripts/bootstrap.sh --tests
+	$(VENV)/bin/pytest tests -m "not soak"
+
+check: bootstrap  ## format, lint, types, import contracts, links in the documentation
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pytest -q tests/docs
+
+bench: bootstrap  ## figures next to their floor, written to bench/results
+	$(VENV)/bin/python bench/run.py
+
+soak: bootstrap  ## the long counts
+	$(VENV)/bin/pytest tests -m soak --timeout 3600 --hypothesis-profile new
+
+clean:  ## remove what was built in this checkout
+	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

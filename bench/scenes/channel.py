@@ -1,0 +1,40 @@
+"""S8, the engine's part: files up and down against what the bare channel carries. The files lie in the guest's memory, so that no disk is measured."""
+
+from __future__ import annotations
+
+from floor import Clock
+from setting import Bench
+
+SIZE = 64 << 20
+PATH = "/dev/shm/bench"
+
+
+async def measure(bench: Bench) -> None:
+    for number in range(bench.counts.channel):
+        bench.say(f"files up and down: round {number + 1} of {bench.counts.channel}")
+        await bench.bare(lambda: _bare(bench))
+        async with bench.attempt("upload"):
+            await _engine(bench)
+
+
+def _bare(bench: Bench) -> None:
+    vm, _ = bench.small.start()
+    up, down = bench.small.throughput(vm, SIZE)
+    bench.small.kill(vm)
+    bench.samples.add("upload", floor=up / 1e6)
+    bench.samples.add("download", floor=down / 1e6)
+
+
+async def _engine(bench: Bench) -> None:
+    async with bench.sandbox() as (sandbox, _):
+        guest = await sandbox.guest()
+        content = bytes(SIZE)
+        clock = Clock()
+        await guest.write_file(PATH, content)
+        bench.samples.add("upload", SIZE / clock() / 1e3)
+        clock = Clock()
+        got = 0
+        async for piece in guest.read_file(PATH):
+            got += len(piece)
+        bench.samples.add("download", got / clock() / 1e3)
+        assert got == SIZE, got

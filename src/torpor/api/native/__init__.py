@@ -1,0 +1,1 @@
+"""The native dialect: sandboxes (also called capsules), commands, files, snapshots, teams."""

@@ -1,0 +1,1 @@
+"""What runs in the microVM: init and agent in one process. Standard library only; of torpor it imports nothing but wire.guest."""

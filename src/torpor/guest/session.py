@@ -1,0 +1,450 @@
+"""The agent's end of the protocol: one port, one conversation at a time.
+
+A conversation is what one host process and one generation say to each other: its requests (executed at most once) and its streams. A HELLO with the same
+generation and the same link number resumes it after a broken connection; any other HELLO ends it and begins the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torpor.guest.faults import Refusal, fault
+from torpor.guest.loop import Loop
+from torpor.wire import guest as wire
+
+_READS_A_TURN = 32
+_WHOLE_BUFFER = 4096
+"""What a read of a virtio port gives while more is there (drivers/char/virtio_console.c: a page)."""
+Json = dict[str, Any]
+
+
+class Stream:
+    """One stream of a conversation. `sender` carries bytes to the host, `receiver` checks what comes. The owner sets the call-backs it needs."""
+
+    __slots__ = ("conversation", "named", "number", "on_close", "on_data", "on_end", "on_room", "queued", "receiver", "sender")
+
+    def __init__(self, conversation: Conversation, number: int, sender: wire.Sender | None, receiver: wire.Receiver | None) -> None:
+        self.conversation = conversation
+        self.number = number
+        self.sender = sender
+        self.receiver = receiver
+        self.queued = False
+        self.named = True
+        """False after a reconnect until the host has said that it still uses the stream."""
+        self.on_data: Callable[[bytes], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+        self.on_room: Callable[[], None] | None = None
+        self.on_close: Callable[[], None] | None = None
+
+    def wake(self) -> None:
+        """The sender may have something to send."""
+        if not self.queued and self.sender is not None and self.sender.wants():
+            self.queued = True
+            self.conversation.ready.append(self)
+
+    def consumed(self, count: int) -> None:
+        """The owner used up `count` received bytes."""
+        if self.receiver is not None and self.receiver.consume(count):
+            self.conversation.send(self.receiver.grant(self.number, self.conversation.generation))
+
+    def resume(self) -> None:
+        """Tells the host where it goes on."""
+        self.named = True
+        self.conversation.send((self.receiver or wire.Receiver()).resumption(self.number, self.conversation.generation))
+
+    def release(self) -> None:
+        """Forgets the stream without a word; the host has closed it, or will find it gone."""
+        self.conversation.streams.pop(self.number, None)
+
+
+class Request:
+    """One operation under way. Exactly one of `reply` and `fail` is called, once; after the conversation ended both do nothing."""
+
+    __slots__ = ("args", "conversation", "id")
+
+    def __init__(self, conversation: Conversation, id_: int, args: Json) -> None:
+        self.conversation = conversation
+        self.id = id_
+        self.args = args
+
+    def reply(self, **fields: Any) -> None:
+        self.conversation.answer(self.id, fields)
+
+    def fail(self, error: BaseException) -> None:
+        self.conversation.answer(self.id, {"error": fault(error)})
+
+    def stream(self, channel: int = wire.MAIN, *, sender: wire.Sender | None = None, receiver: wire.Receiver | None = None) -> Stream:
+        """Opens a stream that belongs to this request."""
+        stream = Stream(self.conversation, self.id * 2 + channel, sender, receiver)
+        self.conversation.streams[stream.number] = stream
+        if stream.number in self.conversation.awaited:
+            self.conversation.awaited.discard(stream.number)
+            stream.resume()
+        return stream
+
+
+class Conversation:
+    """Requests and streams between one host process and this generation."""
+
+    def __init__(self, generation: int, link: int) -> None:
+        self.generation = generation
+        self.link = link
+        self.alive = True
+        self.quiet = False
+        """Between quiesce and thaw: nothing is sent but replies."""
+        self._held_back: list[bytes] = []
+        self.answers: dict[int, bytes | None] = {}
+        self.fragments: dict[int, bytearray] = {}
+        self.streams: dict[int, Stream] = {}
+        self.awaited: set[int] = set()
+        """Streams that the host resumed before they were opened: their requests are still under way."""
+        self.control: deque[bytes] = deque()
+        self.ready: deque[Stream] = deque()
+
+    def send(self, frame: bytes) -> None:
+        if self.alive:
+            self.control.append(frame)
+
+    def event(self, request: int, **fields: Any) -> None:
+        """Something happened to what `request` started. Sent again by its owner after a reconnect."""
+        frame = wire.encode(wire.EVENT, request * 2, self.generation, 0, wire.to_json(fields))
+        if self.quiet:
+            self._held_back.append(frame)
+        else:
+            self.send(frame)
+
+    def speak(self) -> None:
+        """Ends the quiet."""
+        self.quiet = False
+        self.control.extend(self._held_back)
+        self._held_back.clear()
+
+    def answer(self, request: int, fields: Json) -> None:
+        if not self.alive or request not in self.answers:
+            return
+        payload = wire.to_json(fields)
+        if len(payload) > wire.GUEST_PAYLOAD:
+            payload = wire.to_json({"error": fault(Refusal("invalid", "the answer is too large"))})
+        frame = wire.encode(wire.REPLY, request * 2, self.generation, 0, payload)
+        self.answers[request] = frame
+        self.send(frame)
+
+    def end(self) -> None:
+        """Streams are dropped, answers no longer kept; commands live on."""
+        self.alive = False
+        streams, self.streams = list(self.streams.values()), {}
+        for stream in streams:
+            if stream.on_close is not None:
+                stream.on_close()
+        self.control.clear()
+        self.ready.clear()
+        self.answers.clear()
+        self.fragments.clear()
+
+
+Operation = Callable[[Request], Json | None]
+"""Returns the reply's fields, or None to answer later; raises OSError or Refusal."""
+
+
+Welcome = Callable[[int, Json, Callable[[Json], None]], None]
+"""(generation, hello, done): applies a wake, sets the session's generation, then calls `done` with the WELCOME's fields, now or later; or raises."""
+
+
+class Session:
+    """`operations` by name; `welcome` answers hellos; `resumed(conversation)` sends lost events again."""
+
+    def __init__(self, loop: Loop, operations: dict[str, Operation], welcome: Welcome, resumed: Callable[[Conversation], None]) -> None:
+        self.loop = loop
+        self.operations = operations
+        self.welcome = welcome
+        self.resumed = resumed
+        self.generation = 0
+        self.conversation = Conversation(0, 0)
+        self._port = -1
+        self._is_socket = False
+        self._reader = wire.FrameReader(lambda header: header.type == wire.HELLO, watchful=True)
+        self._rest: memoryview | None = None
+        self._writable = True
+        self._hung = False
+        """The port has no host just now: that is told once, not for ever."""
+        self._reading = False
+        self._deaf = False
+        """The host broke the rules: nothing is heard but its next hello."""
+        self._hello_nonce = -1
+
+    def use_port(self, fd: int, *, is_socket: bool) -> None:
+        """Speaks through `fd` (non-blocking) from now on; a previous socket is closed."""
+        self._drop_port()
+        self._port, self._is_socket = fd, is_socket
+        self._reader.reset()
+        self._rest, self._writable, self._hung = None, True, False
+        self.loop.register(fd, select.EPOLLIN, self._on_port)
+
+    def flush(self) -> None:
+        """Writes what there is as far as the port takes it. The loop calls this at the end of each turn."""
+        while self._port >= 0 and self._writable:
+            if self._rest is None:
+                chunk = self._gather()
+                if chunk is None:
+                    return
+                self._rest = memoryview(chunk)
+            try:
+                written = os.write(self._port, self._rest)
+            except BlockingIOError:
+                self._writable = False
+                self._arm()
+                return
+            except OSError as error:
+                self._broken(error)
+                return
+            self._rest = self._rest[written:] if written < len(self._rest) else None
+
+    def _gather(self) -> bytes | None:
+        """The next bytes to write: control frames together up to one write's size, then a frame of each stream in turn."""
+        conversation = self.conversation
+        if conversation.control:
+            parts, size = [conversation.control.popleft()], 0
+            size = len(parts[0])
+            while conversation.control and size + len(conversation.control[0]) <= 32768:
+                size += len(conversation.control[0])
+                parts.append(conversation.control.popleft())
+            while conversation.ready and not conversation.quiet and (small := self._pull(conversation.ready[0], 32768 - size)) is not None:
+                size += len(small)
+                parts.append(small)
+            return b"".join(parts) if len(parts) > 1 else parts[0]
+        while conversation.ready and not conversation.quiet:
+            stream = conversation.ready.popleft()
+            stream.queued = False
+            if stream.sender is None or conversation.streams.get(stream.number) is not stream:
+                continue
+            frame = stream.sender.pull(stream.number, conversation.generation, wire.GUEST_PAYLOAD)
+            stream.wake()
+            if frame is not None:
+                return frame
+        return None
+
+    def _pull(self, stream: Stream, room: int) -> bytes | None:
+        """A frame of the first ready stream if all it has to say fits beside control frames: short answers then need one write."""
+        sender = stream.sender
+        if sender is None or stream.conversation.streams.get(stream.number) is not stream or sender.top - sender.position + 2 * wire.HEADER.size > room:
+            return None
+        frame = sender.pull(stream.number, stream.conversation.generation, room - wire.HEADER.size)
+        if not sender.wants():
+            stream.conversation.ready.popleft()
+            stream.queued = False
+        return frame
+
+    def _on_port(self, events: int) -> None:
+        if bool(events & select.EPOLLHUP) != self._hung and not self._is_socket:
+            self._hung = not self._hung
+            self._arm()
+        if events & select.EPOLLOUT and not self._writable:
+            self._writable = True
+            self._arm()
+        if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            self._read()
+
+    def _arm(self) -> None:
+        """What the port's events are to be. Room is waited for only when a write found none: else each write would cost a turn of its own."""
+        self.loop.modify(self._port, select.EPOLLIN | (0 if self._writable else select.EPOLLOUT) | (select.EPOLLET if self._hung else 0))
+
+    def _read(self) -> None:
+        """Reads a bounded number of pieces, then lets others have their turn."""
+        port = self._port
+        for _ in range(_READS_A_TURN):
+            if port != self._port or port < 0:
+                return
+            try:
+                count = os.readv(port, [self._reader.space()])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._broken(error)
+                return
+            if count == 0:
+                if self._is_socket:
+                    self._drop_port()
+                return
+            for frame in self._reader.feed(count):
+                if self._deaf and frame.type != wire.HELLO:
+                    continue
+                try:
+                    self._take(frame)
+                    self._deaf = False
+                except wire.ProtocolError:
+                    self._deaf = True
+            if count < _WHOLE_BUFFER:
+                return  # most likely all: a read that finds nothing costs more than asking epoll again
+        if not self._reading:
+            self._reading = True
+            self.loop.soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._reading = False
+        self._read()
+
+    def _broken(self, error: OSError) -> None:
+        """A port of virtio-serial outlives everything; a socket is dropped and the host comes again."""
+        if self._is_socket:
+            self._drop_port()
+        elif error.errno not in (errno.EPIPE, errno.EINTR):
+            raise error
+
+    def _drop_port(self) -> None:
+        if self._port >= 0:
+            self.loop.unregister(self._port)
+            if self._is_socket:
+                os.close(self._port)
+        self._port = -1
+
+    def _take(self, frame: wire.Frame) -> None:
+        conversation = self.conversation
+        if frame.type == wire.HELLO:
+            self._hello(frame)
+        elif frame.generation != conversation.generation or not conversation.alive:
+            return
+        elif frame.type == wire.REQUEST:
+            self._request(frame)
+        elif frame.type == wire.DONE:
+            self._done(wire.from_json(frame.payload).get("done", []))
+        else:
+            self._stream(frame)
+
+    def _hello(self, frame: wire.Frame) -> None:
+        """Answers when the wake is through; a later hello takes the place of one that still waits."""
+        hello = wire.from_json(frame.payload)
+        link = int(hello.get("link", 0))
+        self._rest, self._hello_nonce = None, frame.offset
+        self.conversation.control.clear()
+        self.conversation.ready.clear()
+
+        def greet(fields: Json) -> None:
+            if self._hello_nonce == frame.offset:
+                self._greet(frame.offset, link, fields)
+
+        try:
+            if wire.VERSION not in hello.get("versions", []):
+                raise Refusal("version", "no common version")
+            self.welcome(frame.generation, hello, greet)
+        except Exception as error:
+            greet({"error": fault(error)})
+
+    def _greet(self, nonce: int, link: int, fields: Json) -> None:
+        old, failed = self.conversation, "error" in fields
+        resumed = not failed and old.alive and old.link == link and old.generation == self.generation
+        if not resumed and not failed:
+            old.end()
+            self.conversation = Conversation(self.generation, link)
+        fields |= {"version": wire.VERSION, "resumed": resumed}
+        self.conversation.control.append(wire.encode(wire.WELCOME, 0, self.generation, nonce, wire.to_json(fields)))
+        if resumed:
+            self._resume(old)
+
+    def _resume(self, conversation: Conversation) -> None:
+        """Every stream waits until the host names it."""
+        conversation.awaited.clear()
+        for stream in conversation.streams.values():
+            stream.queued = stream.named = False
+            if stream.sender is not None:
+                stream.sender.hold()
+        self.resumed(conversation)
+
+    def _on_resume(self, frame: wire.Frame) -> None:
+        """The host names a stream, or has named all."""
+        conversation = self.conversation
+        stream = conversation.streams.get(frame.stream)
+        if stream is not None:
+            self._window(stream, frame)
+            stream.resume()
+        elif frame.stream == wire.ALL_NAMED:
+            for other in [s for s in conversation.streams.values() if not s.named]:
+                self._close(other)
+        elif conversation.answers.get(frame.stream // 2, b"") is None:
+            conversation.awaited.add(frame.stream)
+        else:
+            conversation.send(wire.encode(wire.CLOSE, frame.stream, conversation.generation))
+
+    @staticmethod
+    def _close(stream: Stream) -> None:
+        stream.release()
+        if stream.on_close is not None:
+            stream.on_close()
+
+    def _request(self, frame: wire.Frame) -> None:
+        conversation, id_ = self.conversation, frame.stream // 2
+        known = conversation.answers.get(id_)
+        if id_ in conversation.answers:
+            if known is not None:
+                conversation.send(known)
+            return
+        payload = frame.payload
+        if frame.flags & wire.FLAG_MORE or id_ in conversation.fragments:
+            whole = conversation.fragments.setdefault(id_, bytearray())
+            if frame.offset != len(whole):
+                if frame.offset != 0:
+                    raise wire.ProtocolError("a fragment is missing")
+                whole.clear()
+            whole += payload
+            if sum(map(len, conversation.fragments.values())) > 4 * wire.MAX_REQUEST:
+                raise wire.ProtocolError("fragments beyond all bounds")
+            if frame.flags & wire.FLAG_MORE:
+                return
+            payload = bytes(conversation.fragments.pop(id_))
+        args = wire.from_json(payload)
+        self._done(args.pop("done", []))
+        conversation.answers[id_] = None
+        request = Request(conversation, id_, args)
+        try:
+            operation = self.operations.get(str(args.get("op")))
+            if operation is None:
+                raise Refusal("invalid", f"no operation {args.get('op')!r}")
+            fields = operation(request)
+        except Exception as error:
+            request.fail(error)
+        else:
+            if fields is not None:
+                request.reply(**fields)
+
+    def _done(self, ids: Any) -> None:
+        if not isinstance(ids, list):
+            raise wire.ProtocolError("what is done is no list")
+        for id_ in ids:
+            if isinstance(id_, int) and self.conversation.answers.get(id_) is not None:
+                del self.conversation.answers[id_]
+
+    def _stream(self, frame: wire.Frame) -> None:
+        conversation = self.conversation
+        stream = conversation.streams.get(frame.stream)
+        if frame.type == wire.RESUME:
+            self._on_resume(frame)
+        elif stream is None:
+            return  # its request failed, or it was closed
+        elif frame.type == wire.DATA and stream.receiver is not None:
+            stream.receiver.data(frame.offset, len(frame.payload))
+            if stream.on_data is not None:
+                stream.on_data(frame.payload)
+        elif frame.type == wire.END and stream.receiver is not None:
+            if stream.receiver.end(frame.offset) and stream.on_end is not None:
+                stream.on_end()
+        elif frame.type == wire.CREDIT:
+            self._window(stream, frame)
+        elif frame.type == wire.CLOSE:
+            self._close(stream)
+
+    @staticmethod
+    def _window(stream: Stream, frame: wire.Frame) -> None:
+        if stream.sender is None:
+            return
+        consumed, limit = wire.window_pair(frame.payload)
+        if frame.type == wire.CREDIT:
+            stream.sender.credit(consumed, limit)
+        else:
+            stream.sender.resume(frame.offset, consumed, limit)
+        if stream.on_room is not None:
+            stream.on_room()
+        stream.wake()

@@ -1,0 +1,277 @@
+"""ports.guest.Guest over a channel: each operation of the port as one request of the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from torpor.guestlink import convert
+from torpor.guestlink.channel import Channel, Request
+from torpor.guestlink.process import RemoteProcess, begin
+from torpor.guestlink.streams import Stream
+from torpor.log import Log
+from torpor.model.errors import GuestLost, GuestProtocolError, InvalidInput
+from torpor.ports.guest import ExecSpec, FileInfo, Metrics, ProcessInfo, Quiesced, Wake, WatchEvent
+from torpor.wire import guest as wire
+
+log = Log()
+
+Json = dict[str, Any]
+T = TypeVar("T")
+_MOST_LISTED = 64 << 20
+"""Bytes of JSON lines that an answer may have in all; the agent refuses to list more than 48 MiB."""
+_MOST_LINE = 1 << 20
+_WAKE_SECONDS = 10.0
+_DISK = "disk"
+"""The step of a wake that grows the file system, as the agent names it."""
+
+
+class RemoteGuest:
+    """A session. Made by Link."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @property
+    def generation(self) -> int:
+        return self._channel.generation
+
+    @property
+    def disk_fault(self) -> str:
+        return "; ".join(str(item.get("message", "no reason given"))[:300] for item in self._failures() if item.get("step") == _DISK)
+
+    @property
+    def default_user(self) -> str:
+        return str(self._channel.welcome.get("user", "root"))
+
+    @property
+    def default_home(self) -> str:
+        home = self._channel.welcome.get("home")
+        return home if isinstance(home, str) and home.startswith("/") else "/root"
+
+    async def ping(self) -> None:
+        await self._channel.call("ping")
+
+    # Commands
+
+    async def exec(self, spec: ExecSpec) -> RemoteProcess:
+        if not spec.argv:
+            raise InvalidInput("A command needs at least its name.")
+        return await begin(self._channel, "exec", convert.exec_args(spec))
+
+    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0) -> RemoteProcess:
+        return await begin(self._channel, "attach", {"exec_id": exec_id, "stdout": stdout_offset, "stderr": stderr_offset})
+
+    async def processes(self) -> Sequence[ProcessInfo]:
+        return [self._convert(convert.process, line) async for line in self._lines("processes", {})]
+
+    async def signal(self, exec_id: str, number: int) -> None:
+        await self._channel.call("signal", exec_id=exec_id, number=number)
+
+    async def kill_tree(self, exec_id: str) -> None:
+        await self._channel.call("kill", exec_id=exec_id)
+
+    async def forget(self, exec_id: str) -> None:
+        await self._channel.call("forget", exec_id=exec_id)
+
+    # Files
+
+    async def read_file(self, path: str, *, offset: int = 0, length: int | None = None, user: str = "") -> AsyncIterator[bytes]:
+        request, _ = await self._opened("read", {"path": path, "offset": offset, "length": length, "user": user}, (False, True))
+        stream = request.streams[0]
+        try:
+            while data := await stream.read():
+                yield data
+        finally:
+            stream.close()
+
+    async def write_file(
+        self,
+        path: str,
+        source: AsyncIterator[bytes] | bytes,
+        *,
+        mode: int | None = None,
+        user: str = "",
+        append: bool = False,
+        offset: int | None = None,
+        make_parents: bool = True,
+        sync: bool = False,
+    ) -> FileInfo:
+        args = {"path": path, "mode": mode, "user": user, "append": append, "offset": offset, "make_parents": make_parents, "sync": sync}
+        request = self._channel.start("write", args, main=(True, False))
+        stream = request.streams[0]
+        try:
+            await self._feed(stream, source, request)
+            reply = await self._channel.finish(request)
+        finally:
+            stream.close()
+            request.reply.cancel()
+        return self._convert(convert.file_info, reply)
+
+    async def _feed(self, stream: Stream, source: AsyncIterator[bytes] | bytes, request: Request) -> None:
+        """Sends the source until its end, or until the guest has answered: that can only be an error, which the answer's reader raises."""
+        if isinstance(source, bytes):
+            await self._offer(stream, source)
+        else:
+            async for data in source:
+                if request.reply.done() or not await self._offer(stream, data):
+                    return
+        stream.finish()
+
+    @staticmethod
+    async def _offer(stream: Stream, data: bytes) -> bool:
+        try:
+            await stream.write(data)
+        except Exception:
+            if stream.failure is None:
+                raise
+            return False
+        return True
+
+    async def stat(self, path: str, *, follow: bool = True) -> FileInfo:
+        return self._convert(convert.file_info, await self._channel.call("stat", path=path, follow=follow))
+
+    async def list_directory(self, path: str, *, depth: int = 1) -> Sequence[FileInfo]:
+        return [self._convert(convert.file_info, line) async for line in self._lines("list", {"path": path, "depth": depth})]
+
+    async def make_directory(self, path: str, *, mode: int = 0o755, parents: bool = True, user: str = "") -> bool:
+        reply = await self._channel.call("mkdir", path=path, mode=mode, parents=parents, user=user)
+        return self._convert(lambda fields: convert.get(fields, "made", bool), reply)
+
+    async def move(self, source: str, target: str) -> None:
+        await self._channel.call("move", source=source, target=target)
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        await self._channel.call("remove", path=path, recursive=recursive)
+
+    async def symlink(self, target: str, path: str, *, user: str = "") -> None:
+        await self._channel.call("symlink", target=target, path=path, user=user)
+
+    async def chmod(self, path: str, mode: int) -> None:
+        await self._channel.call("chmod", path=path, mode=mode)
+
+    async def chown(self, path: str, user: str, group: str = "") -> None:
+        await self._channel.call("chown", path=path, user=user, group=group)
+
+    async def get_xattrs(self, path: str) -> Mapping[str, bytes]:
+        return dict([self._convert(convert.xattr, line) async for line in self._lines("get_xattrs", {"path": path})])
+
+    async def set_xattr(self, path: str, name: str, value: bytes | None) -> None:
+        await self._channel.call("set_xattr", path=path, name=name, value=base64.b64encode(value).decode() if value is not None else None)
+
+    async def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[WatchEvent]:
+        async for line in self._lines("watch", {"path": path, "recursive": recursive}, most=None):
+            yield self._convert(convert.watch_event, line)
+
+    # Ports
+
+    async def connect(self, port: int, host: str = "") -> RemoteStream:
+        request, _ = await self._opened("connect", {"port": port, "host": host}, (True, True))
+        return RemoteStream(request.streams[0])
+
+    # The machine
+
+    async def metrics(self) -> Metrics:
+        return self._convert(convert.metrics, await self._channel.call("metrics"))
+
+    async def quiesce(self) -> Quiesced:
+        return self._convert(convert.quiesced, await self._channel.call("quiesce"))
+
+    async def thaw(self) -> None:
+        await self._channel.call("thaw", clock=time.time())
+
+    async def wake(self, wake: Wake) -> None:
+        await self._channel.open(wake.generation, convert.wake_fields(wake), _WAKE_SECONDS)
+        self.check_wake()
+
+    def check_wake(self) -> None:
+        """Raises GuestProtocolError for a step of the agent's own that failed: such a guest is not what it should be, and must not be used. Two kinds are no
+        reason to keep a sandbox, and the files in it, from waking: a hook, which is the user's, known by its path, and a file system that did not grow,
+        which is as large as it was (`disk_fault`)."""
+        failures = self._failures()
+        bearable = [item for item in failures if item.get("step") == _DISK or str(item.get("step", "")).startswith("/")]
+        if bearable != failures:
+            raise GuestProtocolError(f"The guest could not wake: {str(failures)[:500]}.")
+        if failures:
+            log.warning("wake_steps_failed", generation=self.generation, failures=str(failures)[:500])
+
+    def _failures(self) -> list[Json]:
+        """What the welcome says of failed steps. Raises GuestProtocolError when that is no list of them."""
+        failures = self._channel.welcome.get("failures") or []
+        if not isinstance(failures, list) or not all(isinstance(item, dict) for item in failures):
+            raise GuestProtocolError(f"The guest could not wake: {str(failures)[:500]}.")
+        return failures
+
+    async def grow_root(self) -> int:
+        return self._convert(lambda fields: convert.get(fields, "bytes", int), await self._channel.call("grow"))
+
+    async def sync(self) -> None:
+        await self._channel.call("sync")
+
+    async def shutdown(self) -> None:
+        with suppress(GuestLost):  # the answer may be overtaken by the end
+            await self._channel.call("shutdown")
+
+    async def close(self) -> None:
+        self._channel.end(GuestLost("The session was closed."))
+
+    # Inside
+
+    async def _opened(self, op: str, args: Json, main: tuple[bool, bool]) -> tuple[Request, Json]:
+        request = self._channel.start(op, args, main=main)
+        return request, await self._channel.finish(request)
+
+    async def _lines(self, op: str, args: Json, *, most: int | None = _MOST_LISTED) -> AsyncIterator[Json]:
+        """The JSON lines that an operation streams; `most` bytes of them in all."""
+        request, _ = await self._opened(op, args, (False, True))
+        stream, rest, total = request.streams[0], b"", 0
+        try:
+            while data := await stream.read():
+                total += len(data)
+                *lines, rest = (rest + data).split(b"\n")
+                if len(rest) > _MOST_LINE or (most is not None and total > most):
+                    raise self._violation("an answer beyond all bounds")
+                for line in lines:
+                    yield self._convert(wire.from_json, line)
+        finally:
+            stream.close()
+
+    def _convert(self, conversion: Callable[[Any], T], value: Any) -> T:
+        try:
+            return conversion(value)
+        except wire.ProtocolError as error:
+            raise self._violation(str(error)) from None
+
+    def _violation(self, text: str) -> GuestProtocolError:
+        failure = GuestProtocolError(f"The guest agent broke the protocol: {text}.")
+        self._channel.end(failure)
+        return failure
+
+
+class RemoteStream:
+    """ports.guest.ByteStream: a TCP connection inside the guest."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._rest = b""
+        self._lock = asyncio.Lock()
+
+    async def read(self, limit: int = 65536) -> bytes:
+        if not self._rest:
+            self._rest = await self._stream.read()
+        data, self._rest = self._rest[:limit], self._rest[limit:]
+        return data
+
+    async def write(self, data: bytes) -> None:
+        async with self._lock:
+            await self._stream.write(data)
+
+    async def close_write(self) -> None:
+        self._stream.finish()
+
+    def close(self) -> None:
+        self._stream.close()

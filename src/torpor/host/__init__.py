@@ -1,0 +1,1 @@
+"""The host agent: one owner task per machine, adoption, warm images, pool."""

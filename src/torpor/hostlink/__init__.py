@@ -1,0 +1,1 @@
+"""Ways from the control plane to its hosts."""

@@ -1,0 +1,116 @@
+"""What is built, as data: suites, packages, kernel modules, users, files. A change here changes the build keys, so the images are made anew.
+
+The suites are Debian's whatever the host runs. The kernel comes from Debian 12: its cloud kernel is the one the engine was measured on. Templates and
+the agent's interpreter come from Debian 13: the agent needs glibc 2.39 or later (posix_spawnattr_setcgroup_np), and users like a recent userland.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+COMMAND_LINE = "console=ttyS0 quiet reboot=t panic=-1 mitigations=off tsc=reliable init_on_free=1"
+"""`reboot=t`: the only way a microVM has to end itself is a triple fault; `panic=-1`: at once; `init_on_free=1` turns freed memory into pages of zeros,
+which cost nothing in a snapshot. No `virtio_mmio.device=`: devices are found through ACPI."""
+
+KERNEL_SUITE = "bookworm"
+KERNEL_PACKAGES = ("linux-image-cloud-amd64", "busybox-static")
+KERNEL_MODULES = ("virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net", "virtio_console", "virtio-rng")
+"""File names of modules, in an order in which each finds its dependencies loaded. ext4 and tmpfs are built in."""
+KERNEL_RECIPE = 1
+
+USERLAND_SUITE = "trixie"
+PYTHON = "python3.13"
+RUNTIME_PACKAGES = (f"{PYTHON}-minimal", f"lib{PYTHON}-stdlib", "libc6", "zlib1g", "libffi8", "libexpat1", "libgcc-s1")
+RUNTIME_RECIPE = 1
+AGENT_RECIPE = 1
+TEMPLATE_RECIPE = 2
+TEMPLATE_SIZE = 1 << 30
+"""Bytes. The smallest disk of a shape: every sandbox's disk is this or more, and the guest grows the file system at its first start."""
+
+EXAMPLE_SOURCES = "/usr/share/doc/apt/examples/debian.sources"
+"""Where the userland's apt says which archive is Debian's own."""
+
+NO_DOCS = (
+    "path-exclude=/usr/share/doc/*",
+    f"path-include={EXAMPLE_SOURCES}",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-include=/usr/share/locale/locale.alias",
+)
+"""dpkg's options; they stay in the template, so that what a sandbox installs is as lean."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRecipe:
+    """One template. `packages` come on top of Debian's minbase. `expected` is about how many packages that makes, for progress alone. `files` maps absolute
+    paths to (mode, text). `user` is made with uid 1000 and passwordless sudo unless it is root."""
+
+    name: str
+    description: str
+    user: str
+    home: str
+    packages: tuple[str, ...]
+    expected: int
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+
+_COMMON = (
+    "bash",
+    "ca-certificates",
+    "curl",
+    "git",
+    "iproute2",
+    "less",
+    "ncurses-bin",
+    "netbase",
+    "procps",
+    "python3",
+    "sudo",
+    "tzdata",
+)
+_COMFORT = (
+    "bzip2",
+    "file",
+    "jq",
+    "lsof",
+    "make",
+    "nano",
+    "openssh-client",
+    "patch",
+    "psmisc",
+    "python-is-python3",
+    "python3-pip",
+    "python3-venv",
+    "rsync",
+    "unzip",
+    "wget",
+    "xz-utils",
+    "zip",
+)
+
+TEMPLATES: Mapping[str, TemplateRecipe] = MappingProxyType(
+    {
+        "base": TemplateRecipe(
+            name="base",
+            description="Debian 13 with Python, git, pip and everyday tools; user `user` with passwordless sudo",
+            user="user",
+            home="/home/user",
+            packages=_COMMON + _COMFORT,
+            expected=175,
+            # The whole machine is a throw-away environment: Debian's guard against pip outside a venv only gets in the way.
+            files={"/etc/pip.conf": (0o644, "[global]\nbreak-system-packages = true\nroot-user-action = ignore\n")},
+        ),
+        "minimal": TemplateRecipe(
+            name="minimal",
+            description="Debian 13 with Python, git and curl; user root",
+            user="root",
+            home="/root",
+            packages=_COMMON,
+            expected=140,
+        ),
+    }
+)

@@ -1,0 +1,1 @@
+"""Decisions, pure: (state, request) -> accepted, already so, or denied with a named reason."""

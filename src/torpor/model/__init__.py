@@ -1,0 +1,1 @@
+"""The words of torpor: ids, shapes, states, the error tree. No I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Address plan, namespaces, taps and rules as data; apply; the pool of slots."""

@@ -1,0 +1,170 @@
+"""The firewall, as nftables text: one ruleset per slot, inside its namespace, and one table for the home on the host. Pure.
+
+A guest's packet passes, in the slot: `hygiene` (source address and MAC), then `input` (the gateway: DNS and ping only) or `forward` (`egress`: nothing
+private, counted), then masquerade; on the host: `arrival` (nothing addressed to the host itself, whatever the address), `forward` (nothing private, no other
+sandbox), then masquerade. The guest is behind the tap and cannot reach either ruleset; the VMM sits in the namespace without any right over it, and `output`
+lets nothing of its own out.
+
+What is not the public internet is listed in model.addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+
+from torpor.model.addresses import NOT_PUBLIC
+from torpor.net.plan import ANY_HOME, DNS_PORT, GATEWAY, GUEST_ADDRESS, GUEST_MAC, TAP, UPLINK, SlotPlan
+
+REFUSE = """chain refuse {
+        limit rate 50/second burst 50 packets reject with icmpx type admin-prohibited
+        drop
+    }"""
+"""Tells the guest at once, within bounds: the kernel's allowance for ICMP messages is shared by the whole machine."""
+
+
+def slot_rules(plan: SlotPlan, connections: int) -> str:
+    """The whole ruleset of one slot's namespace. `connections` bounds what the guest may have tracked at once."""
+    return f"""
+table inet torpor {{
+    {_forbidden_set()}
+
+    {REFUSE}
+
+    chain hygiene {{
+        type filter hook prerouting priority raw; policy drop;
+        iifname "{UPLINK}" ip daddr {plan.slot_address} accept
+        iifname != "{TAP}" drop
+        meta nfproto != ipv4 drop
+        ether saddr != {GUEST_MAC} drop
+        ip saddr != {GUEST_ADDRESS} drop
+        ip daddr {GATEWAY} udp dport {DNS_PORT} notrack accept
+        meta l4proto {{ tcp, udp, icmp }} accept
+    }}
+
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        iifname != "{TAP}" drop
+        ip daddr != {GATEWAY} goto refuse
+        udp dport {DNS_PORT} limit rate over 500/second burst 500 packets drop
+        udp dport {DNS_PORT} accept
+        ct state established,related accept
+        tcp dport {DNS_PORT} limit rate over 50/second burst 50 packets drop
+        tcp dport {DNS_PORT} ct state new accept
+        icmp type echo-request limit rate 100/second accept
+        goto refuse
+    }}
+
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        ct state invalid drop
+        iifname "{TAP}" oifname "{UPLINK}" jump egress
+        iifname "{UPLINK}" oifname "{TAP}" ct state established,related accept
+    }}
+
+    chain egress {{
+        ip daddr @forbidden goto refuse
+        ct state established,related accept
+        meta l4proto icmp icmp type != echo-request drop
+        ct state new ct count over {connections} goto refuse
+        ct state new accept
+    }}
+
+    chain unanswered {{
+        type filter hook output priority raw; policy accept;
+        oifname "{TAP}" udp sport {DNS_PORT} notrack
+    }}
+
+    chain output {{
+        type filter hook output priority filter; policy drop;
+        oifname != "{TAP}" drop
+        ip saddr {GATEWAY} udp sport {DNS_PORT} accept
+        ct state established,related accept
+        meta l4proto icmp icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} accept
+    }}
+
+    chain source_nat {{
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "{UPLINK}" masquerade
+    }}
+}}
+"""
+
+
+def table_name(tag: str) -> str:
+    """The home's table on the host."""
+    return f"torpor_{tag}"
+
+
+def host_rules(tag: str, transfer: IPv4Network, opened: Iterable[str]) -> str:
+    """The home's table on the host, replacing an earlier one in the same transaction. `opened`: uplinks that route only for our sake; the table sees to
+    it that they do so for nobody else (published container ports, being DNATed, still work)."""
+    ours, any_home = f"{ANY_HOME}{tag}-*", f"{ANY_HOME}*"
+    elements = ", ".join(f'"{name}"' for name in sorted(opened))
+    opened_elements = f"elements = {{ {elements} }}" if elements else ""
+    return f"""
+table inet {table_name(tag)}
+delete table inet {table_name(tag)}
+table inet {table_name(tag)} {{
+    {_forbidden_set()}
+
+    set opened {{
+        type ifname
+        {opened_elements}
+    }}
+
+    {REFUSE}
+
+    chain arrival {{
+        type filter hook prerouting priority mangle; policy accept;
+        iifname != "{ours}" accept
+        meta nfproto != ipv4 drop
+        ip saddr != {transfer} drop
+        fib daddr type != unicast goto refuse
+    }}
+
+    chain input {{
+        type filter hook input priority filter - 10; policy accept;
+        iifname "{ours}" goto refuse
+    }}
+
+    chain forward {{
+        type filter hook forward priority filter - 10; policy accept;
+        iifname "{ours}" jump outward
+        oifname "{ours}" jump inward
+        iifname @opened jump bystanders
+    }}
+
+    chain outward {{
+        oifname "{any_home}" goto refuse
+        ip daddr @forbidden goto refuse
+        tcp flags syn tcp option maxseg size set rt mtu
+        ct state established,related,new accept
+        drop
+    }}
+
+    chain inward {{
+        ct state established,related accept
+        drop
+    }}
+
+    chain bystanders {{
+        ct state established,related accept
+        ct status dnat accept
+        drop
+    }}
+
+    chain source_nat {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {transfer} oifname != "{any_home}" masquerade
+    }}
+}}
+"""
+
+
+def _forbidden_set() -> str:
+    return f"""set forbidden {{
+        type ipv4_addr
+        flags interval
+        elements = {{ {", ".join(map(str, NOT_PUBLIC))} }}
+    }}"""

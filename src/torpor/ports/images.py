@@ -1,0 +1,70 @@
+"""The seam to images: kernel, initrd, agent disk, templates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An immutable base disk. `digest` is the SHA-256 of its bytes, in hex. `user` and `home` are the defaults for commands."""
+
+    name: str
+    digest: str
+    disk: Path
+    format: str
+    size_bytes: int
+    user: str
+    home: str
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BootImages:
+    """What every microVM boots with; `kernel_digest` and `agent_digest` are part of each artefact's fingerprint."""
+
+    kernel: Path
+    initrd: Path
+    agent_disk: Path
+    command_line: str
+    kernel_digest: str
+    agent_digest: str
+
+
+Progress = Callable[[str, float], None]
+"""Called with (what is being done, fraction 0..1)."""
+
+
+class Images(Protocol):
+    def boot(self) -> BootImages:
+        """Raises NotFound, with the command that builds them."""
+        ...
+
+    def agent_disk(self, digest: str) -> Path:
+        """An agent disk by digest, older ones included while artefacts refer to them. Raises NotFound."""
+        ...
+
+    def templates(self) -> Sequence[Template]:
+        """Built templates, by name."""
+        ...
+
+    def template(self, name: str) -> Template:
+        """Raises NotFound; the message lists what is there and how to build what is not."""
+        ...
+
+    def template_disk(self, digest: str) -> Path:
+        """The disk of a template by digest, also of one that a newer build replaced, for the sandboxes that stand on it. Raises NotFound."""
+        ...
+
+    def buildable(self) -> Sequence[str]:
+        """Names this version knows how to build."""
+        ...
+
+    async def ensure(self, names: Sequence[str], progress: Progress) -> None:
+        """Builds what is missing (boot images first). Safe when several processes ask at once: one builds, the others wait. Raises MissingTool,
+        NoSpace, HostError (with the
+        tool's last lines); a failed or killed build leaves nothing but a temporary directory that the next one removes."""
+        ...

@@ -1,0 +1,160 @@
+"""PostgreSQL through asyncpg. Several writers at once: READ COMMITTED, with `hold` for what must not change between looking and writing.
+
+write()   READ COMMITTED; durable when COMMIT has answered
+read()    REPEATABLE READ, READ ONLY: one view
+look()    each statement by itself: one round trip instead of three
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Executable
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from torpor.storage import schema
+from torpor.storage.connection import Cells, Connection, Dialect, Parameters, demand_writing, to_its_end
+from torpor.storage.errors import translated
+
+CONNECTIONS = 10
+KEPT = 4
+"""Connections kept for looking."""
+CONNECT_TIMEOUT = 5.0
+COMMAND_TIMEOUT = 30.0
+"""Seconds. A database that does not answer is an error, never a wait without end."""
+
+_SERVER = {
+    "application_name": "torpor",
+    "synchronous_commit": "on",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "60s",
+    "timezone": "UTC",
+}
+_READ: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+_LOOK: Mapping[str, Any] = {"isolation_level": "AUTOCOMMIT"}
+_WRITE: Mapping[str, Any] = {"isolation_level": "READ COMMITTED", "postgresql_readonly": False}
+
+
+class PostgresDatabase:
+    """One database of a PostgreSQL server; `url` as in postgresql://user:password@host:port/database."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url).set(drivername="postgresql+asyncpg")
+        self._kept: list[AsyncConnection] = []
+
+    async def open(self) -> None:
+        self._engine: AsyncEngine = create_async_engine(
+            self._url,
+            pool_size=CONNECTIONS,
+            max_overflow=CONNECTIONS,
+            pool_timeout=COMMAND_TIMEOUT,
+            pool_use_lifo=True,
+            connect_args={"timeout": CONNECT_TIMEOUT, "command_timeout": COMMAND_TIMEOUT, "server_settings": _SERVER},
+        )
+        try:
+            async with self.write() as connection:
+                assert isinstance(connection, _Session)
+                with translated():
+                    await connection.connection.run_sync(schema.migrate_postgres)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        while self._kept:
+            await to_its_end(_drop(self._kept.pop()))
+        await to_its_end(self._engine.dispose())
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Connection]:
+        async with self._connected(_WRITE) as session:
+            session.writing = True
+            yield session
+            with translated():
+                await to_its_end(session.connection.commit())
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Connection]:
+        async with self._connected(_READ) as session:
+            yield session
+
+    @asynccontextmanager
+    async def look(self) -> AsyncIterator[Connection]:
+        yield _Looking(self)
+
+    async def look_once(self, statement: Executable, parameters: Parameters | None) -> Sequence[Cells]:
+        """One statement outside a transaction. It cannot write."""
+        with translated():
+            connection = self._kept.pop() if self._kept else await self._keep()
+            try:
+                rows = (await connection.execute(statement, parameters)).all()
+            except BaseException:
+                await to_its_end(_drop(connection))
+                raise
+            if len(self._kept) < KEPT:
+                self._kept.append(connection)
+            else:
+                await to_its_end(_drop(connection))
+        return rows
+
+    async def _keep(self) -> AsyncConnection:
+        connection = await self._engine.connect().start()
+        try:
+            await connection.execution_options(**_LOOK)
+            await connection.exec_driver_sql("SET default_transaction_read_only = on")
+        except BaseException:
+            await to_its_end(_drop(connection))
+            raise
+        return connection
+
+    @asynccontextmanager
+    async def _connected(self, options: Mapping[str, Any]) -> AsyncIterator[_Session]:
+        connection = self._engine.connect()
+        with translated():
+            await connection.start()
+        try:
+            with translated():
+                await connection.execution_options(**options)
+            yield _Session(connection)
+        finally:
+            await to_its_end(connection.close())  # rolls back what was not committed
+
+
+class _Session:
+    dialect: Dialect = "postgresql"
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self.writing = False
+
+    async def fetch(self, statement: Executable, parameters: Parameters | None = None, *, heavy: bool = False) -> Sequence[Cells]:
+        with translated():
+            return (await self.connection.execute(statement, parameters)).all()
+
+    async def change(self, statement: Executable, parameters: Parameters | None = None, *, heavy: bool = False) -> int:
+        demand_writing(self.writing)
+        with translated():
+            return (await self.connection.execute(statement, parameters)).rowcount
+
+
+class _Looking:
+    dialect: Dialect = "postgresql"
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    async def fetch(self, statement: Executable, parameters: Parameters | None = None, *, heavy: bool = False) -> Sequence[Cells]:
+        return await self._database.look_once(statement, parameters)
+
+    async def change(self, statement: Executable, parameters: Parameters | None = None, *, heavy: bool = False) -> int:
+        demand_writing(False)
+        return 0
+
+
+async def _drop(connection: AsyncConnection) -> None:
+    """Not back into the pool: its settings are its own."""
+    await connection.invalidate()
+    await connection.close()

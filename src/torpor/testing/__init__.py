@@ -1,0 +1,1 @@
+"""Fakes and conformance suites. Nothing that ships imports this room."""

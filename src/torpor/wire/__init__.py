@@ -1,0 +1,1 @@
+"""Messages and codecs of the inner protocols, versioned. Standard library only."""

@@ -1,0 +1,226 @@
+"""The codec of the guest protocol: whatever arrives in whatever pieces, whole frames come out, nothing else does, and no memory grows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torpor.wire import guest as wire
+
+frames = st.builds(
+    wire.Frame,
+    st.integers(wire.REQUEST, wire.DONE),
+    st.just(0),
+    st.integers(0, 1 << 40),
+    st.integers(0, 1 << 40),
+    st.integers(0, wire.MAX_OFFSET - 1),
+    st.binary(max_size=300),
+)
+
+
+def encoded(frame: wire.Frame) -> bytes:
+    return wire.encode(frame.type, frame.stream, frame.generation, frame.offset, frame.payload, frame.flags)
+
+
+def hello(nonce: int = 7, generation: int = 3) -> bytes:
+    return wire.encode(wire.HELLO, 0, generation, nonce, b"{}")
+
+
+def feed(reader: wire.FrameReader, data: bytes, sizes: list[int]) -> list[wire.Frame]:
+    """`data` in pieces of `sizes`, over and over."""
+    out: list[wire.Frame] = []
+    at = step = 0
+    while at < len(data):
+        size = min(sizes[step % len(sizes)], len(data) - at, len(reader.space()))
+        reader.space()[:size] = data[at : at + size]
+        out += reader.feed(size)
+        at += size
+        step += 1
+    return out
+
+
+def guest_reader() -> wire.FrameReader:
+    return wire.FrameReader(lambda header: header.type == wire.HELLO, watchful=True)
+
+
+pieces = st.lists(st.integers(1, 70), min_size=1, max_size=20)
+
+
+@given(st.lists(frames, max_size=20), pieces)
+def test_frames_survive_any_cutting(sent: list[wire.Frame], sizes: list[int]) -> None:
+    got = feed(guest_reader(), hello() + b"".join(map(encoded, sent)), sizes)
+    assert got[0].type == wire.HELLO
+    assert got[1:] == sent
+
+
+@given(st.binary(max_size=400), frames, st.integers(0, 400), pieces)
+def test_a_hello_is_found_behind_garbage_and_half_a_frame(garbage: bytes, broken: wire.Frame, keep: int, sizes: list[int]) -> None:
+    stream = hello(1) + garbage.replace(b"\xfa", b"") + encoded(broken)[:keep] + hello(2, generation=9)
+    got = feed(guest_reader(), stream, sizes)
+    assert (got[-1].type, got[-1].offset, got[-1].generation) == (wire.HELLO, 2, 9)
+
+
+def test_half_of_the_largest_frame_does_not_swallow_the_hello() -> None:
+    half = wire.encode(wire.DATA, 2, 3, 0, bytes(wire.MAX_PAYLOAD))[:40000]
+    got = feed(guest_reader(), hello(1) + half + hello(2), [4096])
+    assert [f.offset for f in got] == [1, 2]
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096, 100_000])
+def test_half_a_frame_and_a_new_greeting_in_one_read(size: int) -> None:
+    """As after a connection that broke in the middle of a frame and came back before the guest read on."""
+    half = wire.encode(wire.DATA, 2, 3, 0, bytes(3000))[:1500]
+    whole = wire.encode(wire.DATA, 2, 3, 0, b"x")
+    got = feed(guest_reader(), hello(1) + whole + half + hello(2) + whole, [size])
+    assert [f.offset for f in got if f.type == wire.HELLO] == [1, 2]
+    assert [f.type for f in got][-2:] == [wire.HELLO, wire.DATA]
+
+
+def test_the_host_believes_only_its_own_nonce() -> None:
+    reader = wire.FrameReader(lambda header: header.type == wire.WELCOME and header.offset == 5, watchful=False)
+    forged = wire.encode(wire.WELCOME, 0, 3, 4, b"{}")
+    real = wire.encode(wire.WELCOME, 0, 3, 5, b'{"a":1}')
+    got = feed(reader, forged + wire.MAGIC + b"x" * 50 + real, [33])
+    assert [f.payload for f in got] == [b'{"a":1}']
+
+
+def test_a_new_greeting_on_the_same_connection_ends_half_a_frame() -> None:
+    reader = wire.FrameReader(lambda header: header.type == wire.WELCOME, watchful=False)
+    big = wire.encode(wire.DATA, 2, 3, 0, bytes(60000))
+    assert len(feed(reader, wire.encode(wire.WELCOME, 0, 3, 5, b"{}") + big[:30000], [4096])) == 1
+    reader.hunting = True
+    got = feed(reader, wire.encode(wire.WELCOME, 0, 4, 6, b"{}") + wire.encode(wire.DATA, 2, 4, 0, b"x"), [100])
+    assert [f.type for f in got] == [wire.WELCOME, wire.DATA]
+
+
+def test_magic_in_the_guests_data_is_data() -> None:
+    reader = wire.FrameReader(lambda header: header.type == wire.WELCOME, watchful=False)
+    data = wire.encode(wire.DATA, 2, 3, 0, wire.MAGIC * 3)
+    got = feed(reader, wire.encode(wire.WELCOME, 0, 3, 5, b"{}") + data, [50])
+    assert got[1].payload == wire.MAGIC * 3
+
+
+@given(st.binary(min_size=32, max_size=200).filter(lambda b: b[0] > wire.DONE))
+def test_the_host_refuses_a_senseless_header(garbage: bytes) -> None:
+    reader = wire.FrameReader(lambda header: header.type == wire.WELCOME, watchful=False)
+    with pytest.raises(wire.ProtocolError):
+        feed(reader, wire.encode(wire.WELCOME, 0, 3, 5, b"{}") + garbage, [64])
+
+
+@given(st.lists(st.one_of(st.binary(max_size=100), st.just(wire.MAGIC), st.just(wire.MAGIC[:40])), max_size=12), st.integers(1, 500))
+def test_a_guarded_sender_never_shows_the_magic(parts: list[bytes], most: int) -> None:
+    data = b"".join(parts)
+    sender = wire.GuardedSender()
+    sender.write(data)
+    raw, payload = b"", b""
+    while (frame := sender.pull(2, 3, most)) is not None:
+        raw += frame
+        payload += frame[wire.HEADER.size :]
+    assert payload == data
+    assert wire.MAGIC not in raw
+
+
+class Link:
+    """A sender and a receiver with a lossy wire between them."""
+
+    def __init__(self) -> None:
+        self.sender, self.receiver = wire.Sender(), wire.Receiver()
+        self.got = b""
+
+    def carry(self, frames: int, *, lose_from: int) -> None:
+        """Sends up to `frames` frames, of which those from `lose_from` on are lost with the connection."""
+        for number in range(frames):
+            raw = self.sender.pull(2, 1, 1000)
+            if raw is None:
+                break
+            if number >= lose_from:
+                continue
+            kind, _, _, length, _, _, offset = wire.HEADER.unpack_from(raw)
+            if kind == wire.DATA:
+                self.receiver.data(offset, length)
+                self.got += raw[wire.HEADER.size :]
+            else:
+                self.receiver.end(offset)
+
+    def consume(self, count: int) -> None:
+        count = min(count, self.receiver.received - self.receiver.consumed)
+        if count and self.receiver.consume(count):
+            grant = self.receiver.grant(2, 1)
+            self.sender.credit(*wire.window_pair(grant[wire.HEADER.size :]))
+
+    def reconnect(self) -> None:
+        self.sender.hold()
+        raw = self.receiver.resumption(2, 1)
+        self.sender.resume(wire.HEADER.unpack_from(raw)[6], *wire.window_pair(raw[wire.HEADER.size :]))
+
+
+@given(st.lists(st.tuples(st.binary(max_size=5000), st.integers(0, 8), st.integers(0, 8), st.integers(0, 9000)), max_size=30))
+def test_reconnects_neither_lose_nor_double_bytes(steps: list[tuple[bytes, int, int, int]]) -> None:
+    link, written = Link(), b""
+    for data, count, kept, used in steps:
+        link.sender.write(data)
+        written += data
+        link.carry(count, lose_from=kept)
+        link.consume(used)
+        link.reconnect()
+    link.sender.end()
+    while not (link.receiver.ended and link.receiver.received == len(written)):
+        link.carry(100, lose_from=100)
+        link.consume(1 << 30)
+    assert link.got == written
+    assert len(link.sender.data) <= wire.WINDOW
+
+
+def test_a_sender_stops_at_the_window_and_goes_on_with_credit() -> None:
+    sender = wire.Sender()
+    sender.write(bytes(wire.WINDOW + 10))
+    sent = 0
+    while (frame := sender.pull(2, 1, 60000)) is not None:
+        sent += len(frame) - wire.HEADER.size
+    assert sent == wire.WINDOW
+    sender.credit(10, 10 + wire.WINDOW)
+    assert sender.wants()
+
+
+@pytest.mark.parametrize(("consumed", "limit"), [(11, 20), (5, 4), (0, wire.WINDOW * 2)])
+def test_impossible_credit_is_refused(consumed: int, limit: int) -> None:
+    sender = wire.Sender()
+    sender.write(bytes(10))
+    sender.pull(2, 1, 10)
+    with pytest.raises(wire.ProtocolError):
+        sender.credit(consumed, limit)
+
+
+def test_a_receiver_refuses_gaps_doubles_and_floods() -> None:
+    receiver = wire.Receiver()
+    receiver.data(0, 100)
+    for offset, count in ((50, 10), (200, 10), (100, wire.WINDOW), (100, 0)):
+        with pytest.raises(wire.ProtocolError):
+            receiver.data(offset, count)
+    with pytest.raises(wire.ProtocolError):
+        receiver.end(99)
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b"nan", b"{" * 5000, b"\xff"])
+def test_control_payloads_must_be_objects(payload: bytes) -> None:
+    with pytest.raises(wire.ProtocolError):
+        wire.from_json(payload)
+
+
+@pytest.mark.parametrize("payload", [b'{"a":1} ', b'{"a":1}{}', b' {"a":1}'])
+def test_control_payloads_are_an_object_and_nothing_else(payload: bytes) -> None:
+    with pytest.raises(wire.ProtocolError):
+        wire.from_json(payload)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_is_what_the_library_writes(value: object) -> None:
+    assert wire.to_json(value) == json.dumps(value, separators=(",", ":")).encode()
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(TypeError):
+        wire.to_json({"a": b""})
