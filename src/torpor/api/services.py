@@ -21,6 +21,7 @@ from torpor.service.sandboxes import Sandboxes
 from torpor.service.sessions import Sessions
 from torpor.service.teams import Teams
 from torpor.service.templates import Templates
+from torpor.service.tokens import SandboxTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Services:
     chores: Chores
     admin: Admin
     channels: Channels
+    tokens: SandboxTokens
     counts: Callable[[], Awaitable[Mapping[SandboxState, int]]]
     origins: Collection[str] = field(default=())
     proxies: Collection[IPv4Network | IPv6Network] = field(default=())

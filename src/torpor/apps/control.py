@@ -36,6 +36,7 @@ from torpor.service.notify import Notifier
 from torpor.service.passwords import Passwords
 from torpor.service.sessions import Sessions
 from torpor.service.teams import Teams
+from torpor.service.tokens import PURPOSE, SandboxTokens
 from torpor.service.tries import Guard
 from torpor.storage.store import make_store
 
@@ -110,10 +111,11 @@ async def control_plane(
         notifier.start()
         stack.push_async_callback(notifier.close)
         channels = Channels(context, senders, outside.sealer, message)
-        yield Wired(_services(context, plane, access, people, channels), context, plane, first)
+        services = _services(context, plane, access, people, channels, SandboxTokens(outside.sealer.derive(PURPOSE)))
+        yield Wired(services, context, plane, first)
 
 
-def _services(context: Context, plane: ControlPlane, access: Access, people: People, channels: Channels) -> Services:
+def _services(context: Context, plane: ControlPlane, access: Access, people: People, channels: Channels, tokens: SandboxTokens) -> Services:
     audit, guard, sessions = Audit(context), Guard(context), Sessions(context, access)
     return Services(
         access=access,
@@ -130,6 +132,7 @@ def _services(context: Context, plane: ControlPlane, access: Access, people: Peo
         chores=plane.chores,
         admin=Admin(context, plane.sandboxes, plane.templates, plane.chores),
         channels=channels,
+        tokens=tokens,
         counts=partial(_counts, context.store),
         origins=people.origins,
         proxies=people.proxies,

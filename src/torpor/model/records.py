@@ -64,6 +64,26 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class Exposure:
+    """Who reaches a sandbox from outside beside its team. `public_ports`: anybody may use its ports; else a key, a traffic token or a signed address is
+    wanted. `guarded`: its files and commands want the sandbox's own access token as well. `mask_host`: what servers in it are told as Host, '' for what was
+    asked for; `${PORT}` stands for the port. `tls_ports`: of servers in it that speak TLS themselves."""
+
+    public_ports: bool = False
+    guarded: bool = False
+    mask_host: str = ""
+    tls_ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """Where a sandbox with a network may go, beyond what no sandbox may. Networks, addresses and names as they were given; `allow` beats `deny`."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Sandbox:
     """One sandbox. `generation` rises with every write of the state and is what compare-and-set compares, beside the state. `machine_id` is the host's name for
     it, '' until the host has answered. `started_at`: since when its machine runs, None while it has none. `deadline` is absolute (None: none) and not moved by
@@ -97,6 +117,8 @@ class Sandbox:
     ended_at: float | None = None
     dialect: str = "native"
     created_by: str = ""
+    exposure: Exposure = field(default_factory=Exposure)
+    egress: Egress = field(default_factory=Egress)
 
 
 class TemplateKind(Enum):

@@ -14,7 +14,9 @@ import secrets
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from torpor.durable import files
 from torpor.model.errors import Corrupt, NoPermission
@@ -29,6 +31,7 @@ class KeySealer:
     """See ports.notify.Sealer."""
 
     def __init__(self, key: bytes) -> None:
+        self._key = key
         self._cipher = AESGCM(key)
 
     def seal(self, text: str, about: str) -> str:
@@ -44,6 +47,9 @@ class KeySealer:
             return self._cipher.decrypt(held[:_NONCE], held[_NONCE:], about.encode()).decode()
         except (InvalidTag, binascii.Error, ValueError):
             raise refused from None
+
+    def derive(self, purpose: str) -> bytes:
+        return HKDF(hashes.SHA256(), _BYTES, salt=None, info=b"torpor " + purpose.encode()).derive(self._key)
 
 
 def random_sealer() -> KeySealer:

@@ -45,3 +45,7 @@ class Sealer(Protocol):
     def unseal(self, sealed: str, about: str) -> str:
         """Raises Corrupt: it was changed, belongs elsewhere, or was sealed with another key."""
         ...
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes that only this installation can make, other ones for each purpose, the same as long as the key is."""
+        ...

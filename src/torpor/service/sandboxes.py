@@ -12,6 +12,8 @@ from torpor.model.records import (
     PLATFORM_TEAM,
     Chore,
     ChoreKind,
+    Egress,
+    Exposure,
     Operation,
     OperationKind,
     Remembered,
@@ -62,6 +64,8 @@ class CreateRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "native"
+    exposure: Exposure = field(default_factory=Exposure)
+    egress: Egress = field(default_factory=Egress)
 
 
 class Sandboxes:
@@ -128,6 +132,8 @@ class Sandboxes:
             operation=Operation(sandbox_id, K.CREATE, now, until, template.id),
             dialect=request.dialect,
             created_by=caller.actor.id,
+            exposure=request.exposure,
+            egress=request.egress,
         )
 
     async def _place(self, records: Records, sandbox: Sandbox, template: Template, room: Room) -> Sandbox:

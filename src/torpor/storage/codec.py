@@ -56,6 +56,17 @@ def nested(record: type[Any], *, optional: bool = False, **kinds: Kind) -> Kind:
     return Kind(encode, decode, names)
 
 
+def document(record: type[Any]) -> Kind:
+    """A record within a record, as one JSON object; lists come back as tuples. What an older version stored lacks newer fields: their defaults hold."""
+    names = [each.name for each in fields(record)]
+
+    def decode(cells: Sequence[Any]) -> Any:
+        held = {name: tuple(value) if isinstance(value, list) else value for name, value in cells[0].items()}
+        return record(**held)
+
+    return Kind(lambda value: ({name: getattr(value, name) for name in names},), decode)
+
+
 class Codec(Generic[R]):
     """One record class in one table. `columns` is what to select, in the order `record` reads it."""
 

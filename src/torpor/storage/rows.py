@@ -13,7 +13,9 @@ from torpor.model.records import (
     ChoreKind,
     Delivery,
     DeliveryState,
+    Egress,
     Event,
+    Exposure,
     Limits,
     Member,
     MetricPoint,
@@ -39,7 +41,7 @@ from torpor.model.records import (
 from torpor.model.sandbox import EndReason, NetworkMode
 from torpor.model.shapes import Shape
 from torpor.storage import tables
-from torpor.storage.codec import MAPPING, NAMES, PLAIN, Codec, choice, nested
+from torpor.storage.codec import MAPPING, NAMES, PLAIN, Codec, choice, document, nested
 
 _ACTOR = nested(Actor, kind=choice(ActorKind), id=PLAIN, name=PLAIN)
 
@@ -83,6 +85,8 @@ SANDBOX = Codec(
     ended_at=PLAIN,
     dialect=PLAIN,
     created_by=PLAIN,
+    exposure=document(Exposure),
+    egress=document(Egress),
 )
 
 TEMPLATE = Codec(

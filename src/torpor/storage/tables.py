@@ -12,7 +12,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, Column, Computed, Double, Inde
 from sqlalchemy.dialects.postgresql import JSONB, TEXT
 from sqlalchemy.types import TypeEngine
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """The newest migration: what this program reads and writes."""
 
 metadata = MetaData()
@@ -94,6 +94,8 @@ sandboxes = Table(
     _time("ended_at", null=True),
     _text("dialect"),
     _text("created_by"),
+    _json("exposure"),
+    _json("egress"),
     Column("due_at", Double, Computed(DUE, persisted=True)),
     Column("live", BigInteger, Computed(LIVE, persisted=True)),
     PrimaryKeyConstraint("id", name="sandboxes_key"),

@@ -65,3 +65,12 @@ def test_of_several_that_make_it_at_once_one_makes_it(tmp_path: Path) -> None:
     sealed = sealers[0].seal("secret", "a")
     assert {sealer.unseal(sealed, "a") for sealer in sealers} == {"secret"}
     assert [file.name for file in tmp_path.iterdir()] == [FILE]
+
+
+def test_what_is_derived_is_its_own_for_each_purpose_and_key_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    sealer, other = sealer_of(tmp_path), sealer_of(tmp_path / "other")
+    made = sealer.derive("a")
+    assert len(made) == 32
+    assert sealer_of(tmp_path).derive("a") == made
+    assert len({made, sealer.derive("b"), other.derive("a")}) == 3

@@ -9,6 +9,8 @@ import pytest
 
 from torpor.model.errors import Conflict, InternalError, InvalidInput
 from torpor.model.records import (
+    Egress,
+    Exposure,
     MetricPoint,
     Operation,
     OperationKind,
@@ -42,6 +44,8 @@ async def check_every_field_of_a_sandbox_is_kept(rig: StoreRig) -> None:
         auto_resume=True,
         labels={ODD: ODD, "": ""},
         env={"PATH": "/bin", ODD: "$x"},
+        exposure=Exposure(True, True, "example.org:${PORT}", (443, 8443)),
+        egress=Egress(("10.0.0.0/8", "*.example.org"), ("0.0.0.0/0",)),
         operation=Operation("op", OperationKind.PAUSE, 3.125, 4.0625, "target", "idle"),
         stored_bytes=2**40,
         end_reason=EndReason.OOM,
