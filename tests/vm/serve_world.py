@@ -257,13 +257,14 @@ async def sleep_and_wake(client: Client, capsule: str, name: str, progress: Prog
 
 
 async def come_and_go(client: Client, name: str, alive: set[str], gone: set[str], progress: Progress) -> None:
-    """Creates and deletes; `alive` and `gone`: what was answered."""
+    """Creates and deletes. `alive`: created, and no delete was sent; `gone`: whose delete was answered."""
     while True:
         capsule = await client.create()
         alive.add(capsule)
+        await client.run(capsule, "true")
+        alive.discard(capsule)
         answer = await client.surely("DELETE", f"/v1/capsules/{capsule}", headers={"Prefer": "wait=120"})
         assert answer.status_code == 204, answer.text
-        alive.discard(capsule)
         gone.add(capsule)
         progress.tick(name)
 
