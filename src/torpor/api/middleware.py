@@ -160,7 +160,7 @@ class BrokenOff(Exception):
 Rewrite = tuple[re.Pattern[str], str]
 
 ALIASES: Sequence[Rewrite] = (
-    (re.compile(r"/api(?=/(v1|health|openapi\.json|docs)(/|\Z))"), ""),
+    (re.compile(r"/api(?=/(v1|health|openapi\.(?:json|yaml)|docs)(/|\Z))"), ""),
     (re.compile(r"/v1/(admin/)?sandboxes(?=/|\Z)"), r"/v1/\1capsules"),
 )
 """`/api/v1/...` is `/v1/...`; a sandbox is also called a capsule."""

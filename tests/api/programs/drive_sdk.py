@@ -158,7 +158,7 @@ def snapshots() -> None:
         capsule.commands.run("echo one > state")
         made = capsule.create_snapshot(name)
         assert (made.name, made.type) == (name, "snapshot")
-        raises(wrenn.WrennConflictError, lambda: capsule.create_snapshot(name))
+        assert raises(wrenn.WrennError, lambda: capsule.create_snapshot(name)).code == "template_name_taken"
         capsule.wait_ready()
         capsule.commands.run("echo two > state")
         assert capsule.create_snapshot(name, overwrite=True).name == name

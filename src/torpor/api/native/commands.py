@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from torpor.api.errors import body_of, clean, row_of
 from torpor.api.middleware import request_id_of
-from torpor.api.native.common import CapsuleId, Given, Runner, hub_of, router
+from torpor.api.native.common import CapsuleId, Given, Inside, Runner, hub_of, router
 from torpor.api.native.follow import Follower
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Background, Exec, ExecAnswer, Processes
@@ -28,7 +28,7 @@ from torpor.model.errors import InvalidInput, NotFound, TimedOut
 from torpor.ports.guest import ExecSpec, Exited, Guest, ProcessInfo, StreamName
 from torpor.service.caller import Caller
 
-commands = router("commands")
+commands = router("commands", kind=Inside)
 
 DEFAULT_SECONDS = 30
 MOST_OUTPUT = 8 << 20

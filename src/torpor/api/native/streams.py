@@ -25,7 +25,7 @@ from pydantic import Field
 
 from torpor.api.auth import Needs, frame_of, of_socket, services_of
 from torpor.api.native.commands import Selector, environment, select
-from torpor.api.native.common import CapsuleId, hub_of, router
+from torpor.api.native.common import CapsuleId, hub_of, reachable, router
 from torpor.api.native.follow import Follower
 from torpor.api.native.ids import Prefix, inner
 from torpor.api.native.models import Body, Path, Short, Text, Variables
@@ -96,7 +96,7 @@ def exit_frame(exited: Exited) -> dict[str, Any]:
 async def exec_stream(socket: WebSocket, capsule_id: CapsuleId) -> None:
     async with conversation(socket):
         caller = await of_socket(socket, NEEDS)
-        sandbox_id = inner(Prefix.SANDBOX, capsule_id)
+        sandbox_id = await reachable(socket, caller, capsule_id)
         start = parsed(Start, await first(socket))
         async with services_of(socket).sandboxes.use(caller, sandbox_id, "exec/stream") as guest:
             tag = start.tag or f"exec-{secrets.token_hex(4)}"
