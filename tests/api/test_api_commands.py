@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import httpx
@@ -105,3 +106,21 @@ async def test_only_a_running_sandbox_of_ones_own_takes_commands(world: World, c
     await world.client.post(f"/v1/capsules/{capsule}/pause")
     answer = await world.client.post(f"/v1/capsules/{capsule}/exec", json={"cmd": "true"})
     assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["reason"]) == (409, "invalid_state", "not_running")
+
+
+async def test_a_tag_is_one_running_commands(world: World, capsule: str) -> None:
+    """Asked for by many at once, one has it; when its command has ended it is free."""
+    body = {"cmd": "sleep", "args": ["1000"], "background": True, "tag": "mine"}
+    answers = await asyncio.gather(*(world.client.post(f"/v1/capsules/{capsule}/exec", json=body) for _ in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [202] + [409] * 5
+    assert {answer.json()["error"]["code"] for answer in answers if answer.status_code == 409} == {"conflict"}
+    async with world.socket(f"/v1/capsules/{capsule}/exec/stream") as socket:
+        await socket.send(json.dumps({"type": "start", "cmd": "true", "tag": "mine"}))
+        assert json.loads(await socket.recv())["code"] == "conflict"
+    async with world.socket(f"/v1/capsules/{capsule}/pty") as socket:
+        await socket.send(json.dumps({"type": "start", "cmd": "true", "tag": "mine"}))
+        assert json.loads(await socket.recv())["code"] == "conflict"
+    assert (await world.client.delete(f"/v1/capsules/{capsule}/processes/mine")).status_code == 204
+    while (await world.client.get(f"/v1/capsules/{capsule}/processes")).json()["processes"]:
+        await asyncio.sleep(0.01)
+    assert (await world.client.post(f"/v1/capsules/{capsule}/exec", json=body | {"cmd": "true", "args": []})).status_code == 202

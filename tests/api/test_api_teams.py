@@ -251,6 +251,6 @@ async def test_a_platform_template_is_replaced_when_the_new_one_is_complete(plan
     assert [answer.status_code for answer in replaced] == [201, 201]
     assert replaced[0].json() == replaced[1].json() != first
     assert (await admin.client.get(f"/v1/admin/capsules/{second}")).json()["status"] == "stopped"
-    assert code(await snapshot(await capsule(), "minimal")) == (409, "conflict")
+    assert code(await snapshot(await capsule(), "minimal")) == (409, "template_name_taken")
     templates = [(one["name"], one["team_id"]) for one in (await admin.client.get("/v1/admin/templates")).json() if one["type"] == "snapshot"]
     assert templates == [("mine", f"team-{PLATFORM_TEAM}")]

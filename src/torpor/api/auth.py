@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from fastapi import Request, WebSocket
@@ -62,8 +62,13 @@ class Needs:
         return Needs(self.scope, admin=True, ticket=self.ticket) if path.startswith(ADMIN) and not self.admin else self
 
     async def __call__(self, request: Request) -> Caller:
-        caller = await authenticate(request, ticket=self.ticket)
-        return await self.admit(request, caller)
+        """Asked again for the same request it says the same: a ticket is good for once."""
+        state = request.scope["state"]
+        known, caller = state.get("admitted", (None, None))
+        if known is not self:
+            caller = await self.admit(request, await authenticate(request, ticket=self.ticket))
+            state["admitted"] = (self, caller)
+        return cast("Caller", caller)
 
     async def admit(self, connection: HTTPConnection, caller: Caller) -> Caller:
         """The caller, named for the log and bound to this request. Raises Forbidden, which the audit log then has."""

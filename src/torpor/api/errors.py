@@ -39,6 +39,8 @@ TABLE: Mapping[type[e.TorporError], Row] = {
     e.NotFound: Row(404, "not_found"),
     e.Denied: Row(409, "invalid_state"),
     e.Conflict: Row(409, "conflict"),
+    e.NameTaken: Row(409, "template_name_taken"),
+    e.NameReserved: Row(409, "name_reserved"),
     e.Unauthorized: Row(401, "unauthorized"),
     e.Forbidden: Row(403, "forbidden"),
     e.AccountRefused: Row(403, "forbidden"),

@@ -8,6 +8,7 @@ Bounds      bodies end where they must
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -160,7 +161,7 @@ class BrokenOff(Exception):
 Rewrite = tuple[re.Pattern[str], str]
 
 ALIASES: Sequence[Rewrite] = (
-    (re.compile(r"/api(?=/(v1|health|openapi\.json|docs)(/|\Z))"), ""),
+    (re.compile(r"/api(?=/(v1|health|openapi\.(?:json|yaml)|docs)(/|\Z))"), ""),
     (re.compile(r"/v1/(admin/)?sandboxes(?=/|\Z)"), r"/v1/\1capsules"),
 )
 """`/api/v1/...` is `/v1/...`; a sandbox is also called a capsule."""
@@ -184,6 +185,11 @@ class Paths:
         await self._app(scope, receive, send)
 
 
+DRAINED = 16 << 20
+"""Bytes of a body that is too large that are taken in, and dropped, before it is refused."""
+DRAIN_SECONDS = 5.0
+
+
 class Bounds:
     """Bodies end at `limit` bytes, or where `exceptions` (the ends of paths, the longest first) say; None is no bound. Raises TooLarge into whoever reads."""
 
@@ -199,6 +205,8 @@ class Bounds:
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if declared.isdigit() and int(declared) > limit:
+            if int(declared) <= limit + DRAINED:
+                await _drained(receive, DRAINED)
             response = plain(413, "too_large", f"The body may have {limit} bytes at most.", request_id_of(scope), {"Connection": "close"})
             await response(scope, receive, send)
             return
@@ -206,6 +214,20 @@ class Bounds:
 
     def _of(self, path: str) -> int | None:
         return next((limit for end, limit in self._exceptions.items() if path.endswith(end)), self._limit)
+
+
+async def _drained(receive: Receive, most: int) -> None:
+    """Takes the rest of a body and drops it, up to so many bytes, for DRAIN_SECONDS at most. A client that still sends when the connection is closed never
+    sees why."""
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while most > 0:
+                message = await receive()
+                most -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
 
 
 def _bounded(receive: Receive, limit: int) -> Callable[[], Any]:
@@ -216,6 +238,8 @@ def _bounded(receive: Receive, limit: int) -> Callable[[], Any]:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > limit:
+            if message.get("more_body"):
+                await _drained(receive, DRAINED)
             raise TooLarge(f"The body may have {limit} bytes at most.")
         return message
 

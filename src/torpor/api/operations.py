@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address
 
 from fastapi import APIRouter, Request
@@ -36,6 +37,12 @@ async def metrics(request: Request) -> Response:
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> Response:
     return JSONResponse(request.app.state.openapi)
+
+
+@router.get("/openapi.yaml", include_in_schema=False)
+async def openapi_yaml(request: Request) -> Response:
+    """The same: what is JSON is YAML too (YAML 1.2, 1.3)."""
+    return Response(json.dumps(request.app.state.openapi, indent=1), media_type="application/yaml")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -3,6 +3,7 @@
 no life noted                 paused and ended sandboxes are as they were
 an intent without a handle    the launch was never reported: its VMM is killed, its files removed
 a handle, VMM running         taken back, on the overlay it really has; ended when its pause had been committed, killed when its leash is dead
+a handle, VMM silent          left as it is, and asked again (Silent): a machine that was stopped, or whose host is overloaded, answers later
 a handle, VMM gone            ended, with the reason; the disk is kept
 an older record               it stands at the pause that was committed since: a power cut can take a record back, never a pause
 no record, a paused artefact  a record is made of what the artefact says of its sandbox
@@ -10,6 +11,7 @@ no record, a paused artefact  a record is made of what the artefact says of its 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from torpor.host.ending import why
 from torpor.host.launch import Live, take_down
 from torpor.host.record import Running, SandboxRecord, from_keepsake
 from torpor.log import Log
-from torpor.model.errors import ArtefactError, NotFound, TorporError
+from torpor.model.errors import ArtefactError, GuestLost, NotFound, TimedOut, TorporError
 from torpor.model.sandbox import EndReason, MachineState
 from torpor.model.snapshots import ArtefactKind
 from torpor.ports.network import NetworkSlot
@@ -32,9 +34,13 @@ log = Log()
 Settled = tuple[SandboxRecord, Live | None]
 
 
+class Silent(Exception):
+    """The machine runs and does not answer. Nothing was changed; to be tried again."""
+
+
 async def settle(context: Context, record: SandboxRecord) -> Settled | None:
     """What is true of one sandbox now: its record, and its live machine if it has one. None: nothing is left of it, because nobody was ever told of it, or
-    because it was being killed, or because whoever it belonged to is gone."""
+    because it was being killed, or because whoever it belonged to is gone. Raises Silent."""
     settled = await _settle(context, _caught_up(context, record))
     if settled is None or _unwanted(record):
         for artefact in context.snapshots.list(ArtefactKind.PAUSED, record.id):
@@ -134,7 +140,10 @@ def _disk_of(context: Context, record: SandboxRecord) -> DiskChain:
 async def _find(context: Context, record: SandboxRecord, running: Running) -> Machine | ExitRecord:
     run_dir = context.records.directory(record.id) / running.run_dir
     if running.handle is not None:
-        return await context.vmm.adopt(running.handle, run_dir)
+        try:
+            return await context.vmm.adopt(running.handle, run_dir)
+        except TimedOut as error:
+            raise Silent(str(error)) from error
     await context.processes.reap(run_dir)
     return ExitRecord()
 
@@ -171,7 +180,7 @@ def _leash_holds(record: SandboxRecord) -> bool:
         return False
 
 
-def _slot(context: Context, running: Running) -> NetworkSlot | None:
+def slot_of(context: Context, running: Running) -> NetworkSlot | None:
     if running.slot is None:
         return None
     try:
@@ -187,16 +196,22 @@ async def _take_back(context: Context, record: SandboxRecord, running: Running, 
         await machine.resume()
         guest = await context.guests.connect(machine.agent_socket, generation=running.generation, timeout=context.policy.answer_timeout)
         await guest.thaw()  # whatever the record says: a snapshot's thaw is noted before it is done, and a second thaw does nothing
+    except (TimedOut, GuestLost) as error:
+        await machine.detach()  # alive or dead, the next try tells
+        raise Silent(str(error)) from error
+    except asyncio.CancelledError:
+        await machine.detach()
+        raise
     except TorporError as error:
         log.error("machine_not_taken_back", sandbox=record.id, error=str(error))
         return None
-    return Live(machine, guest, replace(running, handle=machine.handle), _slot(context, running), record.disk)
+    return Live(machine, guest, replace(running, handle=machine.handle), slot_of(context, running), record.disk)
 
 
 async def _ended(context: Context, record: SandboxRecord, running: Running, ended: ExitRecord, pause: Artefact | None) -> Settled | None:
     keep = record.disk if pause is None and record.state in (MachineState.READY, MachineState.QUIESCED) else None
     try:
-        disk = await take_down(context, record.id, running, _slot(context, running), keep_disk=keep)
+        disk = await take_down(context, record.id, running, slot_of(context, running), keep_disk=keep)
     except TorporError as error:
         log.error("disk_not_kept", sandbox=record.id, error=str(error))
         disk = None

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torpor.host.adopt import clear_scratch, clear_stray, lost, settle
+from torpor.host.adopt import Settled, Silent, clear_scratch, clear_stray, lost, settle
 from torpor.host.chores import Chores
 from torpor.host.context import Context, new_id
 from torpor.host.fit import demand_fit
@@ -91,17 +91,35 @@ class HostAgent:
                 log.error("base_disk_missing", digest=digest, error=str(error))
 
     async def _settle(self, record: SandboxRecord) -> None:
+        """One whose machine does not answer is not waited for by the others: it is busy until it does, or is killed."""
+        settling = asyncio.create_task(self._until_settled(record), name=f"settle-{record.id}")
+        await asyncio.wait({settling}, timeout=self._context.policy.adoption_patience)
+        if not settling.done():
+            log.warning("machine_silent", sandbox=record.id)
+            self._sandboxes[record.id] = Sandbox(self._context, record, changed=self._changed, coming=settling)
+            return
         try:
-            settled = await settle(self._context, record)
+            settled = settling.result()
         except TorporError as error:
             log.error("record_not_settled", sandbox=record.id, error=str(error))
             return
-        if settled is None:
-            return
-        record, live = settled
-        self._context.records.write(record)
-        self._context.disks.release(record.disk)  # the record keeps it now
-        self._sandboxes[record.id] = Sandbox(self._context, record, live, changed=self._changed)
+        if settled is not None:
+            self._sandboxes[record.id] = Sandbox(self._context, settled[0], settled[1], changed=self._changed)
+
+    async def _until_settled(self, record: SandboxRecord) -> Settled | None:
+        while True:
+            try:
+                settled = await settle(self._context, record)
+            except Silent as silent:
+                log.warning("machine_silent_still", sandbox=record.id, error=str(silent))
+                await asyncio.sleep(self._context.policy.silence_pause)
+                continue
+            if settled is not None:
+                self._context.records.write(settled[0])
+                self._context.disks.release(settled[0].disk)  # the record keeps it now
+            else:
+                self._sandboxes.pop(record.id, None)
+            return settled
 
     def _changed(self, sandbox: Sandbox) -> None:
         if sandbox.record.state in (MachineState.PAUSED, MachineState.ENDED) and self._chores is not None:

@@ -35,6 +35,8 @@ class Policy:
     boot_timeout: float = 30.0
     boot_attempts: int = 4
     answer_timeout: float = 30.0
+    adoption_patience: float = 5.0
+    silence_pause: float = 1.0
     stop_grace: float = 0.0
     rebase_above: int = 64 << 20
     warm_budget: int = 10 << 30

@@ -40,9 +40,9 @@ class Owner:
             raise Denied(DenyReason.ENDED, f"Sandbox {self._id} was let go of.")
         return await asyncio.shield(self._put(work, preemptible))
 
-    def tell(self, work: Work) -> None:
-        """The same for work nobody waits for, and that is never preempted."""
-        self._put(work, False)
+    def tell(self, work: Work, *, preemptible: bool = False) -> None:
+        """The same for work nobody waits for."""
+        self._put(work, preemptible)
 
     def preempt(self) -> None:
         """Cancels what is under way, unless it must not be."""

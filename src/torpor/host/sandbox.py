@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from torpor.host import saving
+from torpor.host.adopt import Settled, slot_of
 from torpor.host.boot import BootOrder, cold_boot
 from torpor.host.context import Context, new_id
 from torpor.host.ending import why
@@ -38,7 +39,16 @@ SETTLED = frozenset({MachineState.READY, MachineState.PAUSED, MachineState.ENDED
 class Sandbox:
     """Made with a record (and, when taken back from an earlier owner, its live machine). `changed` is called after each write of the record."""
 
-    def __init__(self, context: Context, record: SandboxRecord, live: Live | None = None, *, changed: Callable[[Sandbox], None] | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        record: SandboxRecord,
+        live: Live | None = None,
+        *,
+        changed: Callable[[Sandbox], None] | None = None,
+        coming: asyncio.Task[Settled | None] | None = None,
+    ) -> None:
+        """`coming`: what will be known of one whose machine does not answer yet. Until then it is as one that starts: requests wait, and a kill ends it."""
         self._context = context
         self._record = record
         self._live = live
@@ -50,6 +60,11 @@ class Sandbox:
         self._last_event: VmmEvent | None = None
         self._turns = Owner(record.id)
         self._ask, self._turn = self._turns.ask, self._turns.over
+        self._coming = coming is not None
+        if coming is not None:
+            self._life = Life(MachineState.LAUNCHING)
+            self._record = replace(record, state=MachineState.LAUNCHING)
+            self._turns.tell(lambda: self._come_back(coming), preemptible=True)
         if live is not None:
             self._watch(live)
 
@@ -134,6 +149,8 @@ class Sandbox:
 
     async def release(self) -> None:
         """Lets go of the sandbox without changing it, once the operation under way is done: the microVM runs on for the next owner of the home."""
+        if self._coming:
+            self._turns.preempt()
         await self._ask(self._release, preemptible=False)
 
     async def _release(self) -> None:
@@ -155,6 +172,20 @@ class Sandbox:
         self._write(**changes)
 
     # -- operations; each runs inside the owner task ---------------------------------------------------------------------------------
+
+    async def _come_back(self, coming: asyncio.Task[Settled | None]) -> None:
+        settled = await coming
+        self._coming = False
+        if settled is None:
+            self._removed, self._life = True, Life(MachineState.ENDED)
+            self._record = replace(self._record, state=MachineState.ENDED, running=None)
+        else:
+            self._record, self._live = settled
+            self._life = Life(self._record.state)
+            if self._live is not None:
+                self._watch(self._live)
+        if self._changed is not None:
+            self._changed(self)
 
     async def _bring_up(self, artefact_id: str) -> None:
         await self._gone_before()
@@ -303,6 +334,8 @@ class Sandbox:
                 log.warning("kill_not_noted", sandbox=self.id, error=str(error))
         if self._live is not None:
             await self._end_life(self._live)
+        elif self._record.running is not None:  # it never answered
+            await self._end_unanswered(self._record.running)
         await self._drop_all_private()
         self._removed = True
         self._life.step(Step.GONE, self._context.now())
@@ -317,6 +350,10 @@ class Sandbox:
         await live.machine.stop(0.0)
         await take_down(self._context, self.id, live.running, live.slot)
         self._live = None
+
+    async def _end_unanswered(self, running: Running) -> None:
+        await self._context.processes.reap(self._context.records.directory(self.id) / running.run_dir)
+        await take_down(self._context, self.id, running, slot_of(self._context, running))
 
     def _demand_live(self) -> Live:
         if self._live is None:

@@ -6,6 +6,8 @@ TorporError
     NotFound                      no such sandbox, template, artefact, process or stream
     Denied                        the state forbids it; carries a DenyReason
     Conflict                      a name is taken, or something else depends on it
+      NameTaken                   the team has a template of that name
+      NameReserved                the platform has one: the name is not for teams
     Unauthorized                  no key or session, or one that is unknown, expired or revoked
     Forbidden                     a known caller who may not do this
     AccountRefused                a user's account does not allow it; carries an AccountReason
@@ -72,6 +74,7 @@ class DenyReason(Enum):
     ENDED = "ended"
     ENDING = "ending"
     IN_USE = "in_use"
+    ALREADY = "already"
 
 
 class Denied(CallerError):
@@ -84,6 +87,14 @@ class Denied(CallerError):
 
 class Conflict(CallerError):
     code = "conflict"
+
+
+class NameTaken(Conflict):
+    code = "name_taken"
+
+
+class NameReserved(Conflict):
+    code = "name_reserved"
 
 
 class Unauthorized(CallerError):

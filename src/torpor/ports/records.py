@@ -294,9 +294,17 @@ class Audit(Protocol):
     async def add(self, entry: AuditEntry) -> int: ...
 
     async def list(
-        self, team_id: str, *, scopes: Collection[str], resource_types: Collection[str] = (), actions: Collection[str] = (), cursor: str = "", limit: int = 50
+        self,
+        team_id: str,
+        *,
+        scopes: Collection[str],
+        resource_types: Collection[str] = (),
+        actions: Collection[str] = (),
+        before: float | None = None,
+        cursor: str = "",
+        limit: int = 50,
     ) -> Page[AuditEntry]:
-        """Newest first; the cursor is a sequence number, so nothing is skipped."""
+        """Newest first, of what happened earlier than `before`; the cursor is a sequence number, so nothing is skipped."""
         ...
 
 

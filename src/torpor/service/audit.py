@@ -21,13 +21,23 @@ class Audit:
         self._refused: dict[tuple[str, str], float] = {}
 
     async def list(
-        self, caller: Caller, *, resource_types: Collection[str] = (), actions: Collection[str] = (), cursor: str = "", limit: int = 50
+        self,
+        caller: Caller,
+        *,
+        resource_types: Collection[str] = (),
+        actions: Collection[str] = (),
+        before: float | None = None,
+        cursor: str = "",
+        limit: int = 50,
     ) -> Page[AuditEntry]:
-        """The team's, newest first. What concerns its administration is for owners, admins and unlimited keys. Raises InvalidInput for a foreign cursor."""
+        """The team's, newest first; with `before` (seconds since 1970) of what happened earlier only. What concerns its administration is for owners, admins
+        and unlimited keys. Raises InvalidInput for a foreign cursor."""
         sees_all = caller.role in (Role.OWNER, Role.ADMIN) or caller.is_admin or (not caller.user_id and not caller.scopes)
         scopes = ("team", "admin") if sees_all else ("team",)
         async with self._context.store.look() as records:
-            return await records.audit.list(caller.team_id, scopes=scopes, resource_types=resource_types, actions=actions, cursor=cursor, limit=limit)
+            return await records.audit.list(
+                caller.team_id, scopes=scopes, resource_types=resource_types, actions=actions, before=before, cursor=cursor, limit=limit
+            )
 
     async def refused(self, caller: Caller, what: str, reason: str) -> None:
         """Notes that a known caller was not allowed `what`."""

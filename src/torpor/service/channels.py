@@ -13,6 +13,7 @@ from torpor.ports.notify import Sealer, Senders
 from torpor.ports.records import Page, Records
 from torpor.service.caller import Caller
 from torpor.service.context import Context
+from torpor.service.idempotency import recall
 from torpor.service.notify import Show, opened, sealed
 
 EVENTS: Mapping[str, str] = {
@@ -51,8 +52,20 @@ class Channels:
         self._show = show
         self._tested: dict[str, deque[float]] = {}
 
-    async def create(self, caller: Caller, name: str, provider: str, config: Mapping[str, str], events: Collection[str]) -> tuple[Channel, dict[str, str]]:
-        """The channel, and its config, to be shown this once. Raises InvalidInput (see Senders.prepare; an unknown event, none, too many), Conflict."""
+    async def create(
+        self,
+        caller: Caller,
+        name: str,
+        provider: str,
+        config: Mapping[str, str],
+        events: Collection[str],
+        *,
+        idempotency_key: str = "",
+        request_digest: str = "",
+    ) -> tuple[Channel, dict[str, str]]:
+        """The channel, and its config, to be shown this once. Asked again with the same idempotency key: the same one, with the config that it has. Raises
+        InvalidInput (see Senders.prepare; an unknown event, none, too many), Conflict (the name; the key was used for another request), NotFound (what the
+        key made is gone)."""
         _demand_standing(caller)
         wanted = _ordered(events)
         kept = await self._senders.prepare(provider, config)
@@ -60,6 +73,9 @@ class Channels:
         channel = Channel(channel_id, caller.team_id, name, provider, sealed(self._sealer, channel_id, kept), wanted, now, now)
         async with self._context.store.write() as records:
             await records.hold(f"channels {caller.team_id}")
+            if known := await recall(records, caller.team_id, idempotency_key, request_digest, channel_id, now):
+                present = await _present(records, caller, known)
+                return present, self._present_secret(present) if provider == "webhook" else {}
             if len(await records.channels.list(caller.team_id)) >= self._context.policy.channels_of_team:
                 raise InvalidInput(f"A team may have {self._context.policy.channels_of_team} channels.", mend="Delete some.")
             await records.channels.add(channel)

@@ -13,6 +13,8 @@ _PLAIN: dict[str, Callable[..., TorporError]] = {
         errors.InvalidInput,
         errors.NotFound,
         errors.Conflict,
+        errors.NameTaken,
+        errors.NameReserved,
         errors.TooLarge,
         errors.QuotaExceeded,
         errors.MissingTool,

@@ -208,7 +208,8 @@ class Figures:
             if sample.at > now - seconds:
                 buckets.setdefault(int(sample.at // step), []).append(sample)
         series = [most(caller.team_id, number * step, samples) for number, samples in sorted(buckets.items())]
-        return Stats(current, most(caller.team_id, now, month), step, series)
+        held = TeamSample(caller.team_id, now, current.sandboxes, current.vcpus, current.memory_mib)
+        return Stats(current, most(caller.team_id, now, [*month, held]), step, series)
 
     async def usage(self, caller: Caller, first: str, last: str) -> Sequence[UsageDay]:
         """Days in UTC from `first` to `last` (YYYY-MM-DD) on which the team used something, to this moment. Raises InvalidInput."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torpor.model.errors import Forbidden, InvalidInput, NotFound
@@ -71,6 +71,12 @@ class Keys:
         async with self._context.store.look() as records:
             found = [key for key in await records.keys.list(caller.team_id) if key.revoked_at is None]
         return sorted(found, key=lambda key: key.created_at, reverse=True)
+
+    async def creators(self, keys: Sequence[ApiKey]) -> Mapping[str, str]:
+        """The e-mail addresses of the users among those who made these keys, by their ids."""
+        async with self._context.store.look() as records:
+            users = [await records.users.get(made_by) for made_by in {key.created_by for key in keys} if made_by]
+        return {user.id: user.email for user in users if user is not None}
 
     async def revoke(self, caller: Caller, key_id: str) -> ApiKey:
         """Counts at once in this process, within a second in all. Raises Forbidden as create, NotFound for one that is unknown, another team's or revoked."""

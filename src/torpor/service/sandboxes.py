@@ -249,7 +249,7 @@ class Sandboxes:
         """A template of the sandbox as it is now; `operation.target` of the answer is its id. A paused source stays paused; a running one runs on, or is left
         paused where `keep_running` is False. `overwrite`: the one of that name stays until the new one is complete. `platform` (admins): for everybody.
         `end_source`: the source ends when the template is there.
-        Raises NotFound, Denied, Conflict (the name), InvalidInput, QuotaExceeded."""
+        Raises NotFound, Denied, NameTaken, NameReserved, InvalidInput, QuotaExceeded."""
         if platform and not caller.is_admin:
             raise Forbidden("Only administrators make platform templates.")
         wanted = NewSnapshot(PLATFORM_TEAM if platform else caller.team_id, check_template_name(name), overwrite)

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from torpor.log import Log
-from torpor.model.errors import Conflict, Denied, HostUnavailable, InvalidInput, TorporError
+from torpor.model.errors import Denied, HostUnavailable, InvalidInput, NameReserved, NameTaken, TorporError
 from torpor.model.records import (
     PLATFORM_TEAM,
     Actor,
@@ -56,13 +56,13 @@ class NewSnapshot:
     overwrite: bool
 
     async def prepare(self, context: Context, admission: Admission, records: Records, source: Sandbox, operation: Operation) -> Operation:
-        """Inside the intent's transaction: holds the name. Raises Conflict, QuotaExceeded."""
+        """Inside the intent's transaction: holds the name. Raises NameReserved, NameTaken, QuotaExceeded."""
         await admission.demand_storage(records, self.team_id)
         there = await records.templates.find(self.team_id, self.name)
         if there is not None and there.team_id != self.team_id:
-            raise Conflict(f"The platform has a template {self.name!r}: the name is reserved.")
+            raise NameReserved(f"The platform has a template {self.name!r}: the name is reserved.")
         if there is not None and (not self.overwrite or there.kind is TemplateKind.BASE):
-            raise Conflict(f"There is a template {self.name!r} already.", mend="Choose another name, or overwrite it.")
+            raise NameTaken(f"There is a template {self.name!r} already.", mend="Choose another name, or overwrite it.")
         origin = await records.templates.get(source.template_id)
         template = Template(
             id=context.new_id(),

@@ -130,13 +130,23 @@ class AuditRows:
         return int(row[0])
 
     async def list(
-        self, team_id: str, *, scopes: Collection[str], resource_types: Collection[str] = (), actions: Collection[str] = (), cursor: str = "", limit: int = 50
+        self,
+        team_id: str,
+        *,
+        scopes: Collection[str],
+        resource_types: Collection[str] = (),
+        actions: Collection[str] = (),
+        before: float | None = None,
+        cursor: str = "",
+        limit: int = 50,
     ) -> Page[AuditEntry]:
         statement = select(*AUDIT.columns).where(_A.team_id == team_id, _A.scope.in_(sorted(scopes)))
         if resource_types:
             statement = statement.where(_A.resource_type.in_(sorted(resource_types)))
         if actions:
             statement = statement.where(_A.action.in_(sorted(actions)))
+        if before is not None:
+            statement = statement.where(_A.at < before)
         return await newest_first(self._db, "audit", statement, ((_A.sequence, int),), cursor, limit, AUDIT.record)
 
 

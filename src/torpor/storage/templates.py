@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
-from torpor.model.errors import Conflict, NotFound
+from torpor.model.errors import NameTaken, NotFound
 from torpor.model.records import PLATFORM_TEAM, Template, TemplateState
 from torpor.ports.records import Page
 from torpor.storage import tables
@@ -44,7 +44,7 @@ class TemplateRows:
             taken = await self._db.fetch(_NAMED, {"team": template.team_id, "called": template.name})
             may_share = template.replaces if template.state is TemplateState.CREATING else ""
             if any(row[0] != may_share for row in taken):
-                raise Conflict(f"There is a template called {template.name!r} already.")
+                raise NameTaken(f"There is a template called {template.name!r} already.")
         await self._db.change(_ADD, TEMPLATE.row(template))
 
     async def get(self, template_id: str) -> Template | None:

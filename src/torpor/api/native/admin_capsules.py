@@ -53,6 +53,7 @@ def _copy(route: BaseRoute) -> None:
         admin_capsules.add_api_route(
             route.path.removeprefix("/v1"),
             route.endpoint,
+            route_class_override=type(route),
             methods=sorted(route.methods or ()),
             response_model=route.response_model,
             response_class=route.response_class,

@@ -20,7 +20,7 @@ from torpor.api.native.state import tree
 from torpor.api.native.wait import LONG, QUICK, bound
 from torpor.api.services import Services
 from torpor.lifecycle.sandbox import FINAL, LIVE
-from torpor.model.errors import InvalidInput
+from torpor.model.errors import Denied, DenyReason, InvalidInput
 from torpor.model.records import Sandbox, SandboxState, TimeoutAction
 from torpor.model.sandbox import NetworkMode
 from torpor.ports.records import SandboxFilter
@@ -40,6 +40,14 @@ async def outcome(services: Services, started: Started, seconds: float) -> Sandb
 def answer(sandbox: Sandbox, done: int) -> JSONResponse:
     """`done` as the status when nothing is under way any more, else 202."""
     return JSONResponse(tree(sandbox), 202 if sandbox.operation is not None else done)
+
+
+def begun(started: Started, state: str) -> Started:
+    """What was asked for is under way. Raises Denied where it is so already, which the dialect calls a wrong state; `reason` tells who asks again because an
+    answer was lost."""
+    if not started.operation_id:
+        raise Denied(DenyReason.ALREADY, f"The sandbox is {state} already.")
+    return started
 
 
 def create_request(body: Create, now: float) -> CreateRequest:
@@ -122,14 +130,16 @@ async def delete(request: Request, capsule_id: CapsuleId, caller: Writer, servic
 async def pause(request: Request, capsule_id: CapsuleId, caller: Writer, services: Given) -> Response:
     """Memory and disk go to files, nothing keeps running. A 200 means that every byte is on disk."""
     seconds = bound(request, LONG)
-    return answer(await outcome(services, await services.sandboxes.pause(caller, inner(Prefix.SANDBOX, capsule_id)), seconds), 200)
+    started = begun(await services.sandboxes.pause(caller, inner(Prefix.SANDBOX, capsule_id)), "paused")
+    return answer(await outcome(services, started, seconds), 200)
 
 
 @capsules.post("/capsules/{capsule_id}/resume", response_model=Capsule, responses=_ACCEPTED)
 async def resume(request: Request, capsule_id: CapsuleId, caller: Writer, services: Given) -> Response:
     """Goes on where it stood."""
     seconds = bound(request, QUICK)
-    return answer(await outcome(services, await services.sandboxes.resume(caller, inner(Prefix.SANDBOX, capsule_id)), seconds), 200)
+    started = begun(await services.sandboxes.resume(caller, inner(Prefix.SANDBOX, capsule_id)), "running")
+    return answer(await outcome(services, started, seconds), 200)
 
 
 @capsules.post("/capsules/{capsule_id}/boot", response_model=Capsule, responses=_ACCEPTED)

@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse, Response
 from torpor.api.auth import Needs
 from torpor.api.native.common import Given, router
 from torpor.api.native.events import resource
+from torpor.api.native.idempotency import key_and_digest
 from torpor.api.native.ids import Prefix, check_name, inner, show, stamp
 from torpor.api.native.models import Answer, Body, Short, Text
-from torpor.api.native.pages import Cursor, Limit, page
+from torpor.api.native.pages import Cursor, Limit, page, part
 from torpor.model.records import Channel as Record
 from torpor.model.records import DeliveryState
 from torpor.service.caller import Caller
@@ -125,16 +126,21 @@ def _name(text: str) -> str:
 
 
 @channels.post("/channels", status_code=201, response_model=Channel)
-async def create(body: NewChannel, caller: TeamWriter, services: Given) -> Response:
-    """A new channel. Nothing is sent to it yet; `/v1/channels/test` does."""
-    channel, config = await services.channels.create(caller, _name(body.name), body.provider, body.config, body.events)
+async def create(request: Request, body: NewChannel, caller: TeamWriter, services: Given) -> Response:
+    """A new channel. Nothing is sent to it yet; `/v1/channels/test` does. Repeated with the same Idempotency-Key: the same
+    channel, and its secret once more."""
+    key, digest = await key_and_digest(request)
+    channel, config = await services.channels.create(
+        caller, _name(body.name), body.provider, body.config, body.events, idempotency_key=key, request_digest=digest
+    )
     return JSONResponse(tree(channel) | ({"secret": config["secret"]} if "secret" in config else {}), 201)
 
 
 @channels.get("/channels", response_model=list[Channel])
-async def list_(caller: TeamReader, services: Given) -> Response:
+async def list_(request: Request, caller: TeamReader, services: Given, cursor: Cursor = "", limit: Limit = 1000) -> Response:
     """The team's channels, newest first."""
-    return JSONResponse([tree(channel) for channel in await services.channels.list(caller)])
+    found = part("channels", await services.channels.list(caller), lambda channel: (channel.created_at, channel.id), cursor, limit)
+    return page(request, [tree(channel) for channel in found.items], found.next)
 
 
 @channels.post("/channels/test", response_model=Tested)

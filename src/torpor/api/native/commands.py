@@ -8,7 +8,8 @@ import binascii
 import secrets
 import signal
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -18,17 +19,17 @@ from starlette.responses import JSONResponse, Response
 
 from torpor.api.errors import body_of, clean, row_of
 from torpor.api.middleware import request_id_of
-from torpor.api.native.common import CapsuleId, Given, Runner, hub_of, router
-from torpor.api.native.follow import Follower
+from torpor.api.native.common import CapsuleId, Given, Inside, Runner, hub_of, router
+from torpor.api.native.follow import Follower, Hub
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Background, Exec, ExecAnswer, Processes
 from torpor.api.native.paths import absolute
 from torpor.api.services import Services
-from torpor.model.errors import InvalidInput, NotFound, TimedOut
+from torpor.model.errors import Conflict, InvalidInput, NotFound, TimedOut
 from torpor.ports.guest import ExecSpec, Exited, Guest, ProcessInfo, StreamName
 from torpor.service.caller import Caller
 
-commands = router("commands")
+commands = router("commands", kind=Inside)
 
 DEFAULT_SECONDS = 30
 MOST_OUTPUT = 8 << 20
@@ -74,10 +75,12 @@ async def execute(request: Request, capsule_id: CapsuleId, body: Exec, caller: R
     async with services.sandboxes.use(caller, sandbox_id, "exec") as guest:
         env = await environment(services, caller, sandbox_id, body.envs)
         if body.background:
-            return JSONResponse(await _start(guest, sandbox_id, body, env, given), 202)
+            async with alone(hub_of(request), sandbox_id, guest, body.tag):
+                return JSONResponse(await _start(guest, sandbox_id, body, env, given), 202)
         seconds = DEFAULT_SECONDS if body.timeout_sec is None else body.timeout_sec
         begin = time.monotonic()
-        process = await guest.exec(spec_of(body, env, guest, timeout=seconds if seconds > 0 else None, tag=body.tag or ""))
+        async with alone(hub_of(request), sandbox_id, guest, body.tag):
+            process = await guest.exec(spec_of(body, env, guest, timeout=seconds if seconds > 0 else None, tag=body.tag or ""))
         follower = hub_of(request).begin(sandbox_id, guest, process)
         kept = {StreamName.STDOUT: Kept(), StreamName.STDERR: Kept()}
         try:
@@ -91,6 +94,18 @@ async def execute(request: Request, capsule_id: CapsuleId, body: Exec, caller: R
             return JSONResponse(tree)
         late = TimedOut(f"The command ran longer than {seconds} s and was killed, with all it started.")
         return JSONResponse(body_of(late, request_id_of(request.scope)) | tree, row_of(late).status)
+
+
+@asynccontextmanager
+async def alone(hub: Hub, sandbox_id: str, guest: Guest, tag: str | None) -> AsyncIterator[None]:
+    """Around the start of a command with a tag of the caller's: no other one of this tag runs. Raises Conflict."""
+    if not tag:
+        yield
+        return
+    async with hub.naming(sandbox_id, tag):
+        if any(info.tag == tag and info.exited is None for info in await guest.processes()):
+            raise Conflict(f"A command with the tag {tag[:80]!r} runs already.")
+        yield
 
 
 def _stdin(body: Exec) -> bytes | None:

@@ -21,8 +21,9 @@ from torpor.api.native.common import CapsuleId, Given, Reader, router
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Answer
 from torpor.api.native.sse import EVENT_STREAM, Server, sse
+from torpor.api.native.state import tree as capsule_tree
 from torpor.api.services import Services
-from torpor.model.errors import InvalidInput
+from torpor.model.errors import InvalidInput, NotFound
 from torpor.model.records import Event
 from torpor.service.caller import Caller
 
@@ -38,6 +39,7 @@ WORDS = {
     "host.up": "host.up",
     "host.down": "host.down",
 }
+CHANGED = "capsule.state.changed"
 _PREFIXES = {
     "sandbox": Prefix.SANDBOX,
     "api_key": Prefix.KEY,
@@ -57,7 +59,7 @@ class EventList(Answer):
 def word(event: Event) -> str | None:
     """The dialect's word for it, None when it has none."""
     if event.name.startswith("capsule."):
-        return WORDS.get(event.name, "capsule.state.changed")
+        return WORDS.get(event.name, CHANGED)
     return WORDS.get(event.name)
 
 
@@ -67,12 +69,13 @@ def tree(event: Event) -> dict[str, Any]:
         "id": event.sequence,
         "event": word(event) or event.name,
         "name": event.name,
-        "outcome": "error" if "error" in event.data else "success",
         "resource": {"id": resource(event), "type": event.resource_type},
         "actor": {"type": event.actor.kind.value, "id": event.actor.id, "name": event.actor.name},
         "metadata": {name: clean(value) for name, value in event.data.items()},
         "timestamp": stamp(event.at),
     }
+    if fields["event"] not in (CHANGED, "host.up", "host.down"):
+        fields["outcome"] = "error" if "error" in event.data else "success"
     if "error" in event.data:
         fields["error"] = clean(event.data.get("message", event.data["error"]))
     return fields
@@ -105,8 +108,18 @@ async def _stream(services: Services, caller: Caller, begin: int, everything: bo
     async with aclosing(cast("AsyncGenerator[Event, None]", services.events.stream(caller, begin))) as found:
         async for event in found:
             if everything or word(event) is not None:
-                shown = tree(event)
+                shown = tree(event) | await _sandbox(services, caller, event)
                 yield Server(shown["event"], json.dumps(shown), str(event.sequence))
+
+
+async def _sandbox(services: Services, caller: Caller, event: Event) -> dict[str, Any]:
+    """What the event is about, as it is by now; nothing when it is forgotten already."""
+    if event.resource_type != "sandbox":
+        return {}
+    try:
+        return {"sandbox": capsule_tree(await services.sandboxes.get(caller, event.resource_id))}
+    except NotFound:
+        return {}
 
 
 @events.get("/capsules/{capsule_id}/events", response_model=EventList)

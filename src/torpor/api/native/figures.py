@@ -12,7 +12,8 @@ from starlette.responses import JSONResponse, Response
 from torpor.api.native.common import CapsuleId, Given, Reader, router
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Answer, MetricPoints
-from torpor.model.errors import InvalidInput
+from torpor.lifecycle.sandbox import FINAL
+from torpor.model.errors import InvalidInput, NotFound
 from torpor.model.records import TeamSample
 
 figures = router("figures")
@@ -90,11 +91,20 @@ async def metrics(
     services: Given,
     range_: Annotated[Literal["5m", "10m", "1h", "2h", "6h", "12h", "24h"], Query(alias="range")] = "10m",
 ) -> Response:
-    """CPU (percent of one core), memory and disk of a sandbox over time; finer the shorter the range: 1 s to 10m, 30 s to 2h, 5 min to 24h."""
+    """CPU (percent of all its vCPUs), memory and disk of a sandbox over time; finer the shorter the range: 1 s to 10m, 30 s to 2h, 5 min to 24h. One that has
+    ended is a 404."""
     sandbox_id = inner(Prefix.SANDBOX, capsule_id)
+    sandbox = await services.sandboxes.get(caller, sandbox_id)
+    if sandbox.state in FINAL:
+        raise NotFound(f"The sandbox is {sandbox.state.value}.")
     points = await services.figures.points(caller, sandbox_id, SPANS[range_])
     shown = [
-        {"timestamp_unix": int(point.at), "cpu_pct": round(point.cpu_percent, 2), "mem_bytes": point.memory_bytes, "disk_bytes": point.disk_bytes}
+        {
+            "timestamp_unix": int(point.at),
+            "cpu_pct": round(point.cpu_percent / sandbox.shape.vcpus, 2),
+            "mem_bytes": point.memory_bytes,
+            "disk_bytes": point.disk_bytes,
+        }
         for point in points
     ]
     return JSONResponse({"sandbox_id": show(Prefix.SANDBOX, sandbox_id), "range": range_, "points": shown})

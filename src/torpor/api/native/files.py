@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from torpor.api.auth import Needs
 from torpor.api.errors import body_of, clean
 from torpor.api.middleware import request_id_of
-from torpor.api.native.common import CapsuleId, FileReader, FileWriter, Given, router
+from torpor.api.native.common import CapsuleId, FileReader, FileWriter, Given, Inside, router
 from torpor.api.native.ids import Prefix, inner
 from torpor.api.native.models import Entries, Entry, Listing, MakeDirectory, Move, OnPath, Path
 from torpor.api.native.multipart import Upload
@@ -32,7 +32,7 @@ from torpor.model.errors import Conflict, GuestLost, InvalidInput, TorporError
 from torpor.ports.guest import FileInfo, FileKind, Guest, WatchEvent
 from torpor.service.caller import Caller
 
-files = router("files")
+files = router("files", kind=Inside)
 
 WRITE_LIMIT = 100 << 20
 """Bytes of a body of files/write; files/stream/write has no limit."""

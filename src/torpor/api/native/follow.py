@@ -30,6 +30,11 @@ class Hub:
     def __init__(self) -> None:
         self._feeds: dict[_Key, Feed] = {}
         self._turns: WeakValueDictionary[_Key, asyncio.Lock] = WeakValueDictionary()
+        self._tags: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    def naming(self, sandbox_id: str, tag: str) -> asyncio.Lock:
+        """Held from the look whether a tag is free to the start of the command that takes it."""
+        return self._tags.setdefault((sandbox_id, tag), asyncio.Lock())
 
     def begin(self, sandbox_id: str, guest: Guest, process: GuestProcess) -> Follower:
         """Follows a command that was just started, from its first byte."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -17,8 +18,10 @@ from torpor.api.native.common import Given, router
 from torpor.api.native.idempotency import key_and_digest
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Answer, Body, Short
-from torpor.model.errors import InvalidInput
+from torpor.api.native.pages import Cursor, Limit, page, part
+from torpor.model.errors import InvalidInput, NotFound
 from torpor.model.records import ActorKind, ApiKey, AuditEntry
+from torpor.model.sandbox import base36
 from torpor.service.access import TICKET_SECONDS
 from torpor.service.caller import Caller
 
@@ -35,7 +38,7 @@ class NewKey(Body):
 
 
 class Key(Answer):
-    """`key` is there in the answer to its making only."""
+    """`key` is there in the answer to its making only. `created_by`: a user or a key; `creator_email` of a user."""
 
     id: str
     team_id: str
@@ -46,6 +49,7 @@ class Key(Answer):
     scopes: list[str]
     expires_at: str | None = None
     last_used: str | None = None
+    creator_email: str | None = None
     key: str | None = None
 
 
@@ -60,14 +64,14 @@ class AuditLog(Answer):
     next_before_id: str | None = None
 
 
-def tree(key: ApiKey) -> dict[str, Any]:
-    """The JSON of a key's record."""
+def tree(key: ApiKey, creators: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON of a key's record. `creators`: e-mail addresses of users by their ids."""
     fields: dict[str, Any] = {
         "id": show(Prefix.KEY, key.id),
         "team_id": show(Prefix.TEAM, key.team_id),
         "name": key.name,
         "key_prefix": key.prefix,
-        "created_by": key.created_by,
+        "created_by": show(Prefix.USER if key.created_by in creators else Prefix.KEY, key.created_by),
         "created_at": stamp(key.created_at),
         "scopes": list(key.scopes),
     }
@@ -75,6 +79,8 @@ def tree(key: ApiKey) -> dict[str, Any]:
         fields["expires_at"] = stamp(key.expires_at)
     if key.last_used_at is not None:
         fields["last_used"] = stamp(key.last_used_at)
+    if key.created_by in creators:
+        fields["creator_email"] = creators[key.created_by]
     return fields
 
 
@@ -83,33 +89,40 @@ async def create(request: Request, body: NewKey, caller: TeamWriter, services: G
     """A new key of the team. It is shown in this answer and never again. Repeated with the same Idempotency-Key: the same key with another secret, if the first
     was not used yet, else without any."""
     again, digest = await key_and_digest(request)
-    key, secret = await services.keys.create(caller, body.name, body.scopes or (), _moment(body.expires_at), idempotency_key=again, request_digest=digest)
-    return JSONResponse(tree(key) | ({"key": secret} if secret else {}), 201)
+    key, secret = await services.keys.create(
+        caller, body.name, body.scopes or (), moment("expires_at", body.expires_at), idempotency_key=again, request_digest=digest
+    )
+    return JSONResponse(tree(key, await services.keys.creators([key])) | ({"key": secret} if secret else {}), 201)
 
 
-def _moment(text: str | None) -> float | None:
+def moment(name: str, text: str | None) -> float | None:
     """Raises InvalidInput."""
     if text is None:
         return None
     try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            return moment.timestamp()
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found.timestamp()
     except (ValueError, OverflowError):
         pass
-    raise InvalidInput(f"expires_at: {text[:40]!r} is not a time such as 2030-01-31T12:00:00Z.")
+    raise InvalidInput(f"{name}: {text[:40]!r} is not a time such as 2030-01-31T12:00:00Z.")
 
 
 @keys.get("/api-keys", response_model=list[Key])
-async def list_(caller: TeamReader, services: Given) -> Response:
+async def list_(request: Request, caller: TeamReader, services: Given, cursor: Cursor = "", limit: Limit = 1000) -> Response:
     """The team's keys that were not revoked, newest first."""
-    return JSONResponse([tree(key) for key in await services.keys.list(caller)])
+    found = part("keys", await services.keys.list(caller), lambda key: (key.created_at, key.id), cursor, limit)
+    creators = await services.keys.creators(found.items)
+    return page(request, [tree(key, creators) for key in found.items], found.next)
 
 
 @keys.delete("/api-keys/{key_id}", status_code=204, response_class=Response)
 async def revoke(key_id: Annotated[str, Path(description="A key's id.")], caller: TeamWriter, services: Given) -> Response:
-    """Revokes a key: it stops working at once."""
-    await services.keys.revoke(caller, inner(Prefix.KEY, key_id))
+    """Revokes a key: it stops working at once. 204 also when there is none."""
+    try:
+        await services.keys.revoke(caller, inner(Prefix.KEY, key_id))
+    except NotFound:
+        return Response(status_code=204)
     return Response(status_code=204)
 
 
@@ -128,7 +141,7 @@ _RESOURCES = {"sandbox": Prefix.SANDBOX, "api_key": Prefix.KEY, "user": Prefix.U
 
 def audit_tree(entry: AuditEntry) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "id": f"{Prefix.AUDIT.value}{entry.sequence}",
+        "id": show(Prefix.AUDIT, base36(entry.sequence)),
         "actor_type": entry.actor.kind.value,
         "actor_id": show(_ACTORS[entry.actor.kind], entry.actor.id) if entry.actor.kind in _ACTORS else entry.actor.id,
         "actor_name": entry.actor.name,
@@ -154,11 +167,20 @@ async def audit(
     services: Given,
     resource_type: Words = None,
     action: Words = None,
+    before: Annotated[str | None, Query(max_length=64, description="RFC 3339 with a zone: what happened earlier. With before_id that one decides.")] = None,
     before_id: Annotated[str, Query(max_length=512, description="The next_before_id of the page before.")] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """What was done in the team and what was refused, newest first, without gaps."""
-    found = await services.audit.list(caller, resource_types=_words(resource_type), actions=_words(action), cursor=before_id, limit=limit)
+    earlier = moment("before", before)
+    found = await services.audit.list(
+        caller,
+        resource_types=_words(resource_type),
+        actions=_words(action),
+        before=None if before_id else earlier,
+        cursor=before_id,
+        limit=limit,
+    )
     answer: dict[str, Any] = {"items": [audit_tree(entry) for entry in found.items]}
     if found.next:
         answer |= {"next_before": stamp(found.items[-1].at if found.items else time.time()), "next_before_id": found.next}

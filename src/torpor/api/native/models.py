@@ -17,6 +17,8 @@ _BAD = re.compile("[\0\ud800-\udfff]")
 _LABEL = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}\Z")
 _VARIABLE = re.compile(r"[^=\0]{1,256}\Z")
 MOST_LABELS = 20
+RESERVED_LABELS = frozenset({"kernel_version", "vmm_version", "firecracker_version", "agent_version", "envd_version"})
+"""Words that the dialect keeps for what a server says of itself."""
 MOST_VARIABLES = 1000
 MAX_SECONDS = 365 * 86400
 
@@ -32,6 +34,8 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
         raise ValueError(
             f"at most {MOST_LABELS} labels; a key is a letter or digit and up to 63 of letters, digits, '.', '_', '-'; a value has at most 64 characters"
         )
+    if taken := RESERVED_LABELS & value.keys():
+        raise ValueError(f"{min(taken)} is reserved")
     return value
 
 

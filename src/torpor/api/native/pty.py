@@ -25,10 +25,9 @@ from pydantic import Field
 from starlette.types import Message
 
 from torpor.api.auth import Needs, frame_of, of_socket, services_of
-from torpor.api.native.commands import environment, select
-from torpor.api.native.common import CapsuleId, hub_of, router
+from torpor.api.native.commands import alone, environment, select
+from torpor.api.native.common import CapsuleId, hub_of, reachable, router
 from torpor.api.native.follow import Follower, Hub
-from torpor.api.native.ids import Prefix, inner
 from torpor.api.native.models import Body, Path, Short, Text, Variables
 from torpor.api.native.paths import absolute
 from torpor.api.native.sockets import MOST_FRAME, conversation, ended, first, parsed, pings, race, send
@@ -145,13 +144,14 @@ class Session:
 async def terminal(socket: WebSocket, capsule_id: CapsuleId) -> None:
     async with conversation(socket):
         caller = await of_socket(socket, NEEDS)
-        sandbox_id = inner(Prefix.SANDBOX, capsule_id)
+        sandbox_id = await reachable(socket, caller, capsule_id)
         wanted = _wanted(await first(socket))
         async with services_of(socket).sandboxes.use(caller, sandbox_id, "pty") as guest:
             if isinstance(wanted, Start):
                 tag = wanted.tag or f"pty-{secrets.token_hex(4)}"
                 env = await environment(services_of(socket), caller, sandbox_id, wanted.envs)
-                follower = await _start(hub_of(socket), sandbox_id, guest, wanted, env, tag)
+                async with alone(hub_of(socket), sandbox_id, guest, wanted.tag):
+                    follower = await _start(hub_of(socket), sandbox_id, guest, wanted, env, tag)
             else:
                 tag = wanted.tag
                 info = select([each for each in await guest.processes() if each.terminal], tag, ended=True)

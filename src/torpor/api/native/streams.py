@@ -24,8 +24,8 @@ from fastapi import Query, WebSocket
 from pydantic import Field
 
 from torpor.api.auth import Needs, frame_of, of_socket, services_of
-from torpor.api.native.commands import Selector, environment, select
-from torpor.api.native.common import CapsuleId, hub_of, router
+from torpor.api.native.commands import Selector, alone, environment, select
+from torpor.api.native.common import CapsuleId, hub_of, reachable, router
 from torpor.api.native.follow import Follower
 from torpor.api.native.ids import Prefix, inner
 from torpor.api.native.models import Body, Path, Short, Text, Variables
@@ -96,12 +96,13 @@ def exit_frame(exited: Exited) -> dict[str, Any]:
 async def exec_stream(socket: WebSocket, capsule_id: CapsuleId) -> None:
     async with conversation(socket):
         caller = await of_socket(socket, NEEDS)
-        sandbox_id = inner(Prefix.SANDBOX, capsule_id)
+        sandbox_id = await reachable(socket, caller, capsule_id)
         start = parsed(Start, await first(socket))
         async with services_of(socket).sandboxes.use(caller, sandbox_id, "exec/stream") as guest:
             tag = start.tag or f"exec-{secrets.token_hex(4)}"
             env = await environment(services_of(socket), caller, sandbox_id, start.envs)
-            process = await guest.exec(_spec(start, env, guest, tag))
+            async with alone(hub_of(socket), sandbox_id, guest, start.tag):
+                process = await guest.exec(_spec(start, env, guest, tag))
             follower = hub_of(socket).begin(sandbox_id, guest, process)
             await _follow(socket, follower, tag, start.encoding)
 

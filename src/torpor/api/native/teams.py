@@ -15,6 +15,7 @@ from torpor.api.native.common import Given, router
 from torpor.api.native.idempotency import key_and_digest
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Answer, Body, Text
+from torpor.api.native.pages import Cursor, Limit, page, part
 from torpor.api.native.wait import QUICK, bound
 from torpor.model.records import Member, Role, Team, User
 from torpor.service.caller import Caller
@@ -122,10 +123,11 @@ def cleared(done: bool, team_id: str) -> Response:
 
 
 @teams.get("/teams/{team_id}/members", response_model=list[MemberAnswer])
-async def members(team_id: TeamId, caller: Person, services: Given) -> Response:
+async def members(request: Request, team_id: TeamId, caller: Person, services: Given, cursor: Cursor = "", limit: Limit = 1000) -> Response:
     """By the time they joined."""
-    _, found = await services.teams.get(caller, inner(Prefix.TEAM, team_id))
-    return JSONResponse([member_tree(*one) for one in found])
+    _, everybody = await services.teams.get(caller, inner(Prefix.TEAM, team_id))
+    found = part("members", everybody, lambda one: (one[0].joined_at, one[1].id), cursor, limit, oldest_first=True)
+    return page(request, [member_tree(*one) for one in found.items], found.next)
 
 
 @teams.post("/teams/{team_id}/members", status_code=201, response_model=MemberAnswer)

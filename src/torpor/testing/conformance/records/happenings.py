@@ -34,6 +34,9 @@ async def check_audit(rig: StoreRig) -> None:
         assert list((await records.audit.list(TEAM, scopes=everything, resource_types=["member"])).items) == [written[1]]
         assert list((await records.audit.list(TEAM, scopes=everything, actions=["delete", "add"])).items) == [written[3], written[1]]
         assert list((await records.audit.list(TEAM, scopes=[])).items) == []
+        assert list((await records.audit.list(TEAM, scopes=everything, before=written[2].at)).items) == [
+            entry for entry in written[::-1] if entry.at < written[2].at
+        ]
         with pytest.raises(InvalidInput):
             await records.audit.list(TEAM, scopes=everything, cursor="-1")
 
