@@ -20,8 +20,6 @@ from torpor.wire import guest as wire
 
 _READS_A_TURN = 32
 _BYTES_A_TURN = 131072
-_WHOLE_BUFFER = 4096
-"""What a read of a virtio port gives while more is there (drivers/char/virtio_console.c: a page)."""
 Json = dict[str, Any]
 
 
@@ -169,8 +167,7 @@ class Session:
         self.conversation = Conversation(0, 0)
         self._port = -1
         self._raw: io.FileIO
-        self._whole: io.BufferedReader
-        """Reads the port until a buffer is full or nothing more is there, in a loop of the interpreter's own. It keeps nothing back."""
+        """The port, for calls that say None instead of raising when it would block: an exception costs as much as several frames."""
         self._is_socket = False
         self._reader = wire.FrameReader(lambda header: header.type == wire.HELLO, watchful=True)
         self._rest: memoryview | None = None
@@ -187,7 +184,6 @@ class Session:
         self._drop_port()
         self._port, self._is_socket = fd, is_socket
         self._raw = io.FileIO(fd, "r+", closefd=False)
-        self._whole = io.BufferedReader(self._raw, 1)
         self._reader.reset()
         self._rest, self._writable, self._hung = None, True, False
         self.loop.register(fd, select.EPOLLIN, self._on_port)
@@ -266,9 +262,11 @@ class Session:
         for _ in range(_READS_A_TURN):
             if port != self._port or port < 0:
                 return
-            rest = self._reader.rest()
+            pages = self._reader.pages()
             try:
-                count = self._raw.readinto(self._reader.space()) if rest is None else self._whole.readinto(rest)
+                count = os.readv(port, pages) if pages else self._raw.readinto(self._reader.space())
+            except BlockingIOError:
+                return
             except OSError as error:
                 self._broken(error)
                 return
@@ -286,7 +284,7 @@ class Session:
                     self._deaf = False
                 except wire.ProtocolError:
                     self._deaf = True
-            if count < (_WHOLE_BUFFER if rest is None else len(rest)):
+            if count < wire.PAGE * max(1, len(pages)):
                 return  # most likely all: a read that finds nothing costs more than asking epoll again
             taken += count
             if taken >= _BYTES_A_TURN:

@@ -36,6 +36,8 @@ WINDOW = 262144
 """Bytes a sender may have on the way on one stream before the receiver grants more."""
 WIDE_WINDOW = 1 << 20
 """The same once both ends have said that they take so much on a stream: files, which else would wait for the slower end's turn every few milliseconds."""
+PAGE = 4096
+"""What a read of a virtio port gives at most, and while more is there (drivers/char/virtio_console.c); the host's pieces begin with one."""
 MAX_REQUEST = 4 << 20
 """A request's JSON in all its fragments: Linux's own limit for arguments and environment is 2 MiB."""
 MAX_OFFSET = 1 << 56
@@ -133,6 +135,7 @@ class FrameReader:
         self._watchful = watchful
         self._buffer = bytearray(2 * (MAX_PAYLOAD + HEADER.size + len(MAGIC)))
         self._view = memoryview(self._buffer)
+        self._pages = [self._view[at : at + PAGE] for at in range(0, len(self._buffer) - PAGE + 1, PAGE)]
         self._start = self._end = 0
         self._due = 0
         """Up to where the frame at `_start` reaches, once its header is there."""
@@ -147,23 +150,29 @@ class FrameReader:
         """Where the next bytes go; at least one largest frame long."""
         if self._start:
             if len(self._buffer) - self._end < MAX_PAYLOAD:
-                kept = bytes(self._view[self._start : self._end])
-                self._view[: len(kept)] = kept
-                self._due -= self._start
-                self._start, self._end = 0, len(kept)
+                self._move(0)
             elif self._start == self._end:
                 self._start = self._end = self._due = 0
         return self._view[self._end : self._end + MAX_PAYLOAD]
 
-    def rest(self) -> memoryview | None:
-        """Where the rest of a frame goes whose beginning is there, None when it is not known or there is no room: whoever gets it in small pieces reads all
-        of it, or as much as there is, and calls `feed` once."""
-        if self.hunting or not self._end < self._due <= len(self._buffer):
-            return None
-        return self._view[self._end : self._due]
+    def pages(self) -> list[memoryview]:
+        """Where the rest of a large frame goes whose beginning is there, page by page, for one readv(2); nothing when no such frame is under way. The last
+        page may reach behind the frame: none is cut, so that a greeting which comes in the frame's place is found whole."""
+        if self.hunting or self._due - self._end < PAGE:
+            return []
+        if self._end % PAGE or self._due > len(self._pages) * PAGE:
+            self._move(-(self._end - self._start) % PAGE)
+        return self._pages[self._end // PAGE : -(-self._due // PAGE)]
+
+    def _move(self, to: int) -> None:
+        """What is not used up goes to another place in the buffer."""
+        kept = bytes(self._view[self._start : self._end])
+        self._view[to : to + len(kept)] = kept
+        self._due += to - self._start
+        self._start, self._end = to, to + len(kept)
 
     def feed(self, count: int) -> list[Frame]:
-        """`count` bytes were put into `space()` or `rest()`. Returns the frames completed by them."""
+        """`count` bytes were put into `space()` or `pages()`. Returns the frames completed by them."""
         before, self._end = self._end, self._end + count
         if self._watchful and not self.hunting:
             at = self._buffer.rfind(MAGIC, max(self._start, before - len(MAGIC) + 1), self._end)
