@@ -94,7 +94,9 @@ TABLE = (
     Figure("vmm_memory", "private memory of an idle VMM", "MB"),
     Figure("vmm_cpu", "CPU of an idle VMM", "% of a core"),
     Figure("upload", "file upload, 64 MiB", "MB/s", Kind.RATE, 0.8, "raw virtio-serial"),
+    Figure("upload_bare", "file upload, 64 MiB", "MB/s", reference="bare loop into a file"),
     Figure("download", "file download, 64 MiB", "MB/s", Kind.RATE, 0.8, "raw virtio-serial"),
+    Figure("download_bare", "file download, 64 MiB", "MB/s", reference="bare loop out of a file"),
 )
 FIGURES = {figure.key: figure for figure in TABLE}
 

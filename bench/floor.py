@@ -159,15 +159,15 @@ class Floor:
         self.kill(vm)
         return rate
 
-    def throughput(self, vm: Vm, size: int) -> tuple[float, float]:
-        """Raw virtio-serial: bytes per second (host to guest, guest to host)."""
+    def throughput(self, vm: Vm, size: int, path: str = "") -> tuple[float, float]:
+        """Raw virtio-serial: bytes per second (host to guest, guest to host); with a `path` into that file and out of it."""
         scratch = memoryview(bytearray(PIECE))
-        vm.ask(up=size)
+        vm.ask(up=size, path=path)
         clock = Clock()
         _send(vm.agent.socket, size, scratch)
         vm.agent.receive()
         up = size / clock() * 1e3
-        vm.ask(down=size)
+        vm.ask(down=size, path=path)
         clock = Clock()
         vm.agent.read(size, scratch)
         vm.agent.receive()

@@ -45,20 +45,30 @@ def dirty(mib):
     return {"dirty": mib}
 
 
-def up(port, count):
-    """Takes `count` raw bytes; the host sends them once it has seen `ready`."""
+def up(port, count, path):
+    """Takes `count` raw bytes, into a file where one is named; the host sends them once it has seen `ready`."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if path else None
     os.write(port, b'{"ready":1}\n')
     while count:
-        count -= len(os.read(port, min(count, UP_PIECE)))
+        piece = os.read(port, min(count, UP_PIECE))
+        count -= len(piece)
+        if file is not None:
+            os.write(file, piece)
     return {"up": 1}
 
 
-def down(port, count):
-    """Sends `count` raw bytes after a line that says so."""
+def down(port, count, path):
+    """Sends `count` raw bytes, out of a file where one is named, after a line that says so."""
+    file = os.open(path, os.O_RDONLY) if path else None
     os.write(port, b'{"ready":1}\n')
     piece = memoryview(bytes(DOWN_PIECE))
     while count:
-        count -= os.write(port, piece[: min(count, DOWN_PIECE)])
+        if file is not None:
+            piece = memoryview(os.read(file, DOWN_PIECE))
+        rest = piece[: min(count, DOWN_PIECE)]
+        count -= len(rest)
+        while rest:
+            rest = rest[os.write(port, rest) :]
     return {"down": 1}
 
 
@@ -72,8 +82,8 @@ def answer(port, request):
     if "dirty" in request:
         return dirty(request["dirty"])
     if "up" in request:
-        return up(port, request["up"])
-    return down(port, request["down"])
+        return up(port, request["up"], request["path"])
+    return down(port, request["down"], request["path"])
 
 
 held = None

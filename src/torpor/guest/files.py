@@ -14,11 +14,11 @@ from typing import Any
 from torpor.guest import users
 from torpor.guest.faults import Refusal
 from torpor.guest.loop import Loop
-from torpor.guest.pump import Pump
+from torpor.guest.pump import PieceSender, Pump
 from torpor.guest.session import Request
 from torpor.wire import guest as wire
 
-_AHEAD = 131072
+_AHEAD = 4 * wire.GUEST_PAYLOAD
 _MAX_ENTRIES = 100_000
 _MAX_LISTING = 48 << 20
 Json = dict[str, Any]
@@ -213,8 +213,8 @@ class Files:
                 request.fail(error or RuntimeError("no result"))
                 return
             fd, size, data = result
-            request.reply(size=size)
-            pump = Pump(self.loop, request.stream(sender=wire.Sender()), lambda: piece(fd), lambda: os.close(fd))
+            request.reply(size=size, window=wire.WIDE_WINDOW)
+            pump = Pump(self.loop, request.stream(sender=PieceSender()), lambda: piece(fd), lambda: os.close(fd))
             pump.first(data)
 
         def work() -> tuple[int, int, bytes]:

@@ -7,6 +7,7 @@ generation and the same link number resumes it after a broken connection; any ot
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 from collections import deque
@@ -18,8 +19,7 @@ from torpor.guest.loop import Loop
 from torpor.wire import guest as wire
 
 _READS_A_TURN = 32
-_WHOLE_BUFFER = 4096
-"""What a read of a virtio port gives while more is there (drivers/char/virtio_console.c: a page)."""
+_BYTES_A_TURN = 131072
 Json = dict[str, Any]
 
 
@@ -166,6 +166,8 @@ class Session:
         self.generation = 0
         self.conversation = Conversation(0, 0)
         self._port = -1
+        self._raw: io.FileIO
+        """The port, for calls that say None instead of raising when it would block: an exception costs as much as several frames."""
         self._is_socket = False
         self._reader = wire.FrameReader(lambda header: header.type == wire.HELLO, watchful=True)
         self._rest: memoryview | None = None
@@ -181,6 +183,7 @@ class Session:
         """Speaks through `fd` (non-blocking) from now on; a previous socket is closed."""
         self._drop_port()
         self._port, self._is_socket = fd, is_socket
+        self._raw = io.FileIO(fd, "r+", closefd=False)
         self._reader.reset()
         self._rest, self._writable, self._hung = None, True, False
         self.loop.register(fd, select.EPOLLIN, self._on_port)
@@ -194,13 +197,13 @@ class Session:
                     return
                 self._rest = memoryview(chunk)
             try:
-                written = os.write(self._port, self._rest)
-            except BlockingIOError:
-                self._writable = False
-                self._arm()
-                return
+                written = self._raw.write(self._rest)
             except OSError as error:
                 self._broken(error)
+                return
+            if written is None:
+                self._writable = False
+                self._arm()
                 return
             self._rest = self._rest[written:] if written < len(self._rest) else None
 
@@ -255,17 +258,20 @@ class Session:
 
     def _read(self) -> None:
         """Reads a bounded number of pieces, then lets others have their turn."""
-        port = self._port
+        port, taken = self._port, 0
         for _ in range(_READS_A_TURN):
             if port != self._port or port < 0:
                 return
+            pages = self._reader.pages()
             try:
-                count = os.readv(port, [self._reader.space()])
+                count = os.readv(port, pages) if pages else self._raw.readinto(self._reader.space())
             except BlockingIOError:
                 return
             except OSError as error:
                 self._broken(error)
                 return
+            if count is None:
+                return  # nothing is there
             if count == 0:
                 if self._is_socket:
                     self._drop_port()
@@ -278,8 +284,11 @@ class Session:
                     self._deaf = False
                 except wire.ProtocolError:
                     self._deaf = True
-            if count < _WHOLE_BUFFER:
+            if count < wire.PAGE * max(1, len(pages)):
                 return  # most likely all: a read that finds nothing costs more than asking epoll again
+            taken += count
+            if taken >= _BYTES_A_TURN:
+                break
         if not self._reading:
             self._reading = True
             self.loop.soon(self._read_on)

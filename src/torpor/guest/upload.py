@@ -15,6 +15,8 @@ from torpor.guest.session import Request, Stream
 from torpor.wire import guest as wire
 
 _PLACE_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_BATCH = 131072
+"""Bytes that are worth a thread's turn while more arrives."""
 Json = dict[str, Any]
 
 
@@ -132,11 +134,18 @@ class Upload:
         self._loop = host.loop
         self._request = request
         self._target = _Target(request.args, host.user(request.args))
-        self._stream: Stream = request.stream(receiver=wire.Receiver())
+        receiver = wire.Receiver()
+        if request.args.get("window") == wire.WIDE_WINDOW:
+            receiver.window = wire.WIDE_WINDOW
+        self._stream: Stream = request.stream(receiver=receiver)
         self._stream.on_data = self._take
         self._stream.on_end = self._end
         self._stream.on_close = self._abandon
         self._pieces: list[bytes] = []
+        self._waiting = 0
+        """Bytes in them."""
+        self._offered = False
+        """The loop's idle moment is waited for."""
         self._opened = self._ended = self._busy = self._over = False
         self._loop.soon(self._step)
 
@@ -144,11 +153,20 @@ class Upload:
         if self._over:
             self._stream.consumed(len(data))
         else:
+            if not self._offered:
+                self._offered = True
+                self._loop.idle(self._at_rest)  # a host that sends little at a time, or stops
             self._pieces.append(data)
-            self._step()
+            self._waiting += len(data)
+            if self._waiting >= _BATCH:
+                self._step()
 
     def _end(self) -> None:
         self._ended = True
+        self._step()
+
+    def _at_rest(self) -> None:
+        self._offered = False
         self._step()
 
     def _step(self) -> None:
@@ -156,7 +174,8 @@ class Upload:
         if self._busy or self._over or (self._opened and not self._pieces and not self._ended):
             return
         self._busy = True
-        pieces, self._pieces, ending, opened = self._pieces, [], self._ended, self._opened
+        pieces, count, ending, opened = self._pieces, self._waiting, self._ended, self._opened
+        self._pieces, self._waiting = [], 0
 
         def work() -> Json | None:
             try:
@@ -169,7 +188,7 @@ class Upload:
                 raise
 
         self._opened = True
-        self._loop.in_thread(work, lambda result, error: self._stepped(sum(map(len, pieces)), ending, result, error))
+        self._loop.in_thread(work, lambda result, error: self._stepped(count, ending, result, error))
 
     def _stepped(self, count: int, ending: bool, result: Json | None, error: BaseException | None) -> None:
         self._busy = False
@@ -188,7 +207,7 @@ class Upload:
 
     def _finish(self) -> None:
         self._over = True
-        waiting = sum(map(len, self._pieces))
+        waiting, self._waiting = self._waiting, 0
         self._pieces.clear()
         if waiting:
             self._stream.consumed(waiting)

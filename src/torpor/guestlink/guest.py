@@ -81,8 +81,10 @@ class RemoteGuest:
     # Files
 
     async def read_file(self, path: str, *, offset: int = 0, length: int | None = None, user: str = "") -> AsyncIterator[bytes]:
-        request, _ = await self._opened("read", {"path": path, "offset": offset, "length": length, "user": user}, (False, True))
+        request, reply = await self._opened("read", {"path": path, "offset": offset, "length": length, "user": user}, (False, True))
         stream = request.streams[0]
+        if reply.get("window") == wire.WIDE_WINDOW:
+            stream.widen()
         try:
             while data := await stream.read():
                 yield data
@@ -102,8 +104,9 @@ class RemoteGuest:
         sync: bool = False,
     ) -> FileInfo:
         args = {"path": path, "mode": mode, "user": user, "append": append, "offset": offset, "make_parents": make_parents, "sync": sync}
-        request = self._channel.start("write", args, main=(True, False))
+        request = self._channel.start("write", args | {"window": wire.WIDE_WINDOW}, main=(True, False))
         stream = request.streams[0]
+        stream.widen()
         try:
             await self._feed(stream, source, request)
             reply = await self._channel.finish(request)

@@ -41,6 +41,12 @@ class Stream:
                 raise wire.ProtocolError("data before the answer that announces it")
             self.receiver = wire.Receiver(offset)
 
+    def widen(self) -> None:
+        """The guest has said that it takes and grants wide windows on this stream."""
+        for half in (self.sender, self.receiver):
+            if half is not None:
+                half.window = wire.WIDE_WINDOW
+
     def receive(self, frame: wire.Frame) -> None:
         if self.receiver is None:
             raise wire.ProtocolError("data on a stream that carries none")
@@ -117,7 +123,7 @@ class Stream:
                 raise self.failure
             if self.end_failure is not None:
                 raise self.end_failure
-            room = wire.WINDOW - self.sender.pending
+            room = self.sender.limit - self.sender.top
             if room > 0 and rest:
                 self.sender.write(rest[:room])
                 rest = rest[room:]

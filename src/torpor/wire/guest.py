@@ -34,6 +34,10 @@ GUEST_PAYLOAD = MAX_PAYLOAD - HEADER.size
 """What the guest puts into one frame: with its header two writes, for Linux cuts writes to a virtio port at 32 KiB (drivers/char/virtio_console.c)."""
 WINDOW = 262144
 """Bytes a sender may have on the way on one stream before the receiver grants more."""
+WIDE_WINDOW = 1 << 20
+"""The same once both ends have said that they take so much on a stream: files, which else would wait for the slower end's turn every few milliseconds."""
+PAGE = 4096
+"""What a read of a virtio port gives at most, and while more is there (drivers/char/virtio_console.c); the host's pieces begin with one."""
 MAX_REQUEST = 4 << 20
 """A request's JSON in all its fragments: Linux's own limit for arguments and environment is 2 MiB."""
 MAX_OFFSET = 1 << 56
@@ -131,6 +135,7 @@ class FrameReader:
         self._watchful = watchful
         self._buffer = bytearray(2 * (MAX_PAYLOAD + HEADER.size + len(MAGIC)))
         self._view = memoryview(self._buffer)
+        self._pages = [self._view[at : at + PAGE] for at in range(0, len(self._buffer) - PAGE + 1, PAGE)]
         self._start = self._end = 0
         self._due = 0
         """Up to where the frame at `_start` reaches, once its header is there."""
@@ -145,16 +150,29 @@ class FrameReader:
         """Where the next bytes go; at least one largest frame long."""
         if self._start:
             if len(self._buffer) - self._end < MAX_PAYLOAD:
-                kept = bytes(self._view[self._start : self._end])
-                self._view[: len(kept)] = kept
-                self._due -= self._start
-                self._start, self._end = 0, len(kept)
+                self._move(0)
             elif self._start == self._end:
                 self._start = self._end = self._due = 0
         return self._view[self._end : self._end + MAX_PAYLOAD]
 
+    def pages(self) -> list[memoryview]:
+        """Where the rest of a large frame goes whose beginning is there, page by page, for one readv(2); nothing when no such frame is under way. The last
+        page may reach behind the frame: none is cut, so that a greeting which comes in the frame's place is found whole."""
+        if self.hunting or self._due - self._end < PAGE:
+            return []
+        if self._end % PAGE or self._due > len(self._pages) * PAGE:
+            self._move(-(self._end - self._start) % PAGE)
+        return self._pages[self._end // PAGE : -(-self._due // PAGE)]
+
+    def _move(self, to: int) -> None:
+        """What is not used up goes to another place in the buffer."""
+        kept = bytes(self._view[self._start : self._end])
+        self._view[to : to + len(kept)] = kept
+        self._due += to - self._start
+        self._start, self._end = to, to + len(kept)
+
     def feed(self, count: int) -> list[Frame]:
-        """`count` bytes were put into `space()`. Returns the frames completed by them."""
+        """`count` bytes were put into `space()` or `pages()`. Returns the frames completed by them."""
         before, self._end = self._end, self._end + count
         if self._watchful and not self.hunting:
             at = self._buffer.rfind(MAGIC, max(self._start, before - len(MAGIC) + 1), self._end)
@@ -224,7 +242,7 @@ class FrameReader:
 class Sender:
     """The sending half of a stream: keeps what the receiver has not consumed yet, so that a reconnect can send it again. `start` is the first offset."""
 
-    __slots__ = ("_end_sent", "acked", "base", "data", "end_payload", "ended", "held", "limit", "position", "start")
+    __slots__ = ("_end_sent", "acked", "base", "data", "end_payload", "ended", "held", "limit", "position", "start", "window")
     guarded = False
     """Cuts payloads so that none holds MAGIC: the host's duty."""
 
@@ -232,6 +250,7 @@ class Sender:
         self.data = bytearray()
         self.start = self.base = self.acked = self.position = start
         self.limit = start + WINDOW
+        self.window = WINDOW  # the most that a credit may open
         self.ended = self._end_sent = self.held = False
         self.end_payload = b""
 
@@ -282,7 +301,7 @@ class Sender:
 
     def credit(self, consumed: int, limit: int) -> None:
         """The receiver consumed up to `consumed` and takes up to `limit`. Raises ProtocolError for numbers that cannot be."""
-        if consumed > self.position or limit < consumed or limit > consumed + WINDOW:
+        if consumed > self.position or limit < consumed or limit > consumed + self.window:
             raise ProtocolError(f"credit of {consumed}..{limit} on a stream sent up to {self.position}")
         if consumed > self.acked:
             self.acked = consumed
@@ -319,11 +338,12 @@ class GuardedSender(Sender):
 class Receiver:
     """The receiving half of a stream: checks offsets and window, says when credit is due."""
 
-    __slots__ = ("consumed", "ended", "limit", "received")
+    __slots__ = ("consumed", "ended", "limit", "received", "window")
 
     def __init__(self, start: int = 0) -> None:
         self.received = self.consumed = start
         self.limit = start + WINDOW
+        self.window = WINDOW  # what a credit opens
         self.ended = False
 
     def data(self, offset: int, count: int) -> None:
@@ -342,16 +362,16 @@ class Receiver:
     def consume(self, count: int) -> bool:
         """`count` bytes were used up; True when a CREDIT should be sent (half the window)."""
         self.consumed += count
-        return not self.ended and self.limit - self.consumed <= WINDOW // 2
+        return not self.ended and self.limit - self.consumed <= self.window // 2
 
     def grant(self, stream: int, generation: int) -> bytes:
         """The CREDIT frame that reopens the window."""
-        self.limit = self.consumed + WINDOW
+        self.limit = self.consumed + self.window
         return encode(CREDIT, stream, generation, 0, WINDOW_PAIR.pack(self.consumed, self.limit))
 
     def resumption(self, stream: int, generation: int) -> bytes:
         """The RESUME frame for after a reconnect."""
-        self.limit = max(self.limit, self.consumed + WINDOW)
+        self.limit = max(self.limit, self.consumed + self.window)
         return encode(RESUME, stream, generation, self.received, WINDOW_PAIR.pack(self.consumed, self.limit))
 
 

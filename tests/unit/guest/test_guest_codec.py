@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torpor.guest.pump import PieceSender
 from torpor.wire import guest as wire
 
 frames = st.builds(
@@ -126,8 +129,8 @@ def test_a_guarded_sender_never_shows_the_magic(parts: list[bytes], most: int) -
 class Link:
     """A sender and a receiver with a lossy wire between them."""
 
-    def __init__(self) -> None:
-        self.sender, self.receiver = wire.Sender(), wire.Receiver()
+    def __init__(self, sender: wire.Sender, receiver: wire.Receiver) -> None:
+        self.sender, self.receiver = sender, receiver
         self.got = b""
 
     def carry(self, frames: int, *, lose_from: int) -> None:
@@ -157,9 +160,20 @@ class Link:
         self.sender.resume(wire.HEADER.unpack_from(raw)[6], *wire.window_pair(raw[wire.HEADER.size :]))
 
 
-@given(st.lists(st.tuples(st.binary(max_size=5000), st.integers(0, 8), st.integers(0, 8), st.integers(0, 9000)), max_size=30))
-def test_reconnects_neither_lose_nor_double_bytes(steps: list[tuple[bytes, int, int, int]]) -> None:
-    link, written = Link(), b""
+def wide() -> wire.Receiver:
+    receiver = wire.Receiver()
+    receiver.window = wire.WIDE_WINDOW
+    return receiver
+
+
+senders = pytest.mark.parametrize("ends", [lambda: (wire.Sender(), wire.Receiver()), lambda: (PieceSender(), wide())], ids=["usual", "files"])
+Ends = Callable[[], tuple[wire.Sender, wire.Receiver]]
+
+
+@senders
+@given(steps=st.lists(st.tuples(st.binary(max_size=5000), st.integers(0, 8), st.integers(0, 8), st.integers(0, 9000)), max_size=30))
+def test_reconnects_neither_lose_nor_double_bytes(ends: Ends, steps: list[tuple[bytes, int, int, int]]) -> None:
+    link, written = Link(*ends()), b""
     for data, count, kept, used in steps:
         link.sender.write(data)
         written += data
@@ -171,7 +185,71 @@ def test_reconnects_neither_lose_nor_double_bytes(steps: list[tuple[bytes, int, 
         link.carry(100, lose_from=100)
         link.consume(1 << 30)
     assert link.got == written
-    assert len(link.sender.data) <= wire.WINDOW
+    assert link.sender.pending <= link.sender.window
+    assert link.sender.top - link.sender.base <= link.sender.pending + 5000  # what was consumed is not kept, but for a piece's beginning
+
+
+@senders
+def test_a_window_that_was_used_is_opened_as_far_as_both_ends_agreed(ends: Ends) -> None:
+    link = Link(*ends())
+    link.sender.write(bytes(3 * wire.WIDE_WINDOW))
+    link.carry(1000, lose_from=1000)
+    assert link.receiver.received == wire.WINDOW
+    link.consume(wire.WINDOW)
+    link.carry(2000, lose_from=2000)
+    assert link.receiver.received == wire.WINDOW + link.receiver.window
+
+
+def test_a_credit_beyond_what_was_agreed_is_refused() -> None:
+    usual, files = wire.Sender(), PieceSender()
+    with pytest.raises(wire.ProtocolError):
+        usual.credit(0, wire.WIDE_WINDOW)
+    files.credit(0, wire.WIDE_WINDOW)
+    with pytest.raises(wire.ProtocolError):
+        files.credit(0, wire.WIDE_WINDOW + 1)
+
+
+class Port:
+    """A virtio port: the host's bytes in pieces of at most a page, of which no read gives more than the rest of one."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.pieces = [part[at : at + wire.PAGE] for part in parts for at in range(0, len(part), wire.PAGE)]
+
+    def read(self, place: memoryview) -> int:
+        if not self.pieces:
+            return 0
+        piece = self.pieces.pop(0)
+        count = min(len(piece), len(place))
+        place[:count] = piece[:count]
+        if count < len(piece):
+            self.pieces.insert(0, piece[count:])
+        return count
+
+    def readv(self, places: list[memoryview]) -> int:
+        """As Linux does it for a device that has only `read`."""
+        total = 0
+        for place in places:
+            count = self.read(place)
+            total += count
+            if count < len(place):
+                break
+        return total
+
+
+@given(st.lists(st.integers(0, wire.MAX_PAYLOAD), min_size=1, max_size=8), st.lists(st.integers(1, 200_000), max_size=8), st.integers(0, 70_000))
+def test_large_frames_are_read_in_pages(lengths: list[int], cuts: list[int], missing: int) -> None:
+    """As the agent reads. The host's connection breaks in the last frame, and a greeting comes in the rest's place: it is found, the half frame is not used."""
+    sent = [wire.Frame(wire.DATA, 0, 6, 3, number, bytes([number]) * length) for number, length in enumerate(lengths)]
+    raw = hello() + b"".join(map(encoded, sent))
+    missing = min(missing, lengths[-1] + wire.HEADER.size)
+    raw, ends = raw[: len(raw) - missing], sorted({0, *(cut for cut in cuts if cut < len(raw) - missing), len(raw) - missing})
+    port = Port(*(raw[begin:end] for begin, end in itertools.pairwise(ends)), hello(nonce=8))
+    reader, got = guest_reader(), []
+    while port.pieces:
+        pages = reader.pages()
+        got += reader.feed(port.readv(pages) if pages else port.read(reader.space()))
+    assert [frame for frame in got if frame.type == wire.DATA] == (sent[:-1] if missing else sent)
+    assert [frame.offset for frame in got if frame.type == wire.HELLO] == [7, 8]
 
 
 def test_a_sender_stops_at_the_window_and_goes_on_with_credit() -> None:

@@ -40,6 +40,31 @@ async def test_the_magic_in_a_file_is_only_bytes(guest: RemoteGuest, tmp_path: P
     assert await read(guest, tmp_path / "magic") == data
 
 
+async def test_what_a_slow_source_sent_is_in_the_file_before_its_end(guest: RemoteGuest, tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"begun ")
+
+    async def slow() -> AsyncIterator[bytes]:
+        for number, word in enumerate((b"one ", b"two ", b"x" * 300_000)):
+            yield word
+            while (tmp_path / "log").stat().st_size < (10, 14, 300_014)[number]:  # only a write makes it grow
+                await guest.ping()
+
+    await guest.write_file(str(tmp_path / "log"), slow(), append=True)
+    assert (tmp_path / "log").read_bytes() == b"begun one two " + b"x" * 300_000
+
+
+async def test_a_fast_source_and_a_slow_reader_of_much(guest: RemoteGuest, tmp_path: Path) -> None:
+    """More than any window, up and down, with other requests in between."""
+    data = os.urandom(9_000_001)
+    await guest.write_file(str(tmp_path / "much"), pieces(*(data[at : at + 333_333] for at in range(0, len(data), 333_333))))
+    got = bytearray()
+    async for piece in guest.read_file(str(tmp_path / "much")):
+        got += piece
+        if len(got) < 2_000_000:
+            await guest.ping()
+    assert got == data
+
+
 async def test_ranges(guest: RemoteGuest, tmp_path: Path) -> None:
     data = os.urandom(500_000)
     (tmp_path / "f").write_bytes(data)
