@@ -180,12 +180,20 @@ def _slot(context: Context, running: Running) -> NetworkSlot | None:
         return None
 
 
+async def _restrict(context: Context, record: SandboxRecord, running: Running) -> None:
+    """An owner that died while it changed a sandbox's egress may have left the rules before or after the change; the record says which hold."""
+    slot = _slot(context, running)
+    if slot is not None and running.restricted:
+        await context.networks.restrict(slot, record.egress)
+
+
 async def _take_back(context: Context, record: SandboxRecord, running: Running, machine: Machine) -> Live | None:
     context.uids.hold(running.uid)
     context.snapshots.hold(record.id, running.memory_id, record.disk)
     try:
         await machine.resume()
         guest = await context.guests.connect(machine.agent_socket, generation=running.generation, timeout=context.policy.answer_timeout)
+        await _restrict(context, record, running)
         await guest.thaw()  # whatever the record says: a snapshot's thaw is noted before it is done, and a second thaw does nothing
     except TorporError as error:
         log.error("machine_not_taken_back", sandbox=record.id, error=str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Path, Query
 from pydantic import Field
@@ -21,10 +21,12 @@ from torpor.model.errors import InvalidInput
 from torpor.model.records import ActorKind, ApiKey, AuditEntry
 from torpor.service.access import TICKET_SECONDS
 from torpor.service.caller import Caller
+from torpor.service.first import E2B_PREFIX, NATIVE_PREFIX
 
 keys = router("keys")
 TeamReader = Annotated[Caller, Depends(Needs("team:read"))]
 TeamWriter = Annotated[Caller, Depends(Needs("team:write"))]
+_SHAPES = {"torpor": NATIVE_PREFIX, "e2b": E2B_PREFIX}
 _WORD = re.compile(r"[a-z_]{1,64}\Z")
 
 
@@ -32,6 +34,7 @@ class NewKey(Body):
     name: Short = ""
     scopes: Annotated[list[Short] | None, Field(max_length=64, description="Unless given: all.")] = None
     expires_at: Annotated[Short | None, Field(description="RFC 3339 with a zone; never unless given.")] = None
+    kind: Annotated[Literal["torpor", "e2b"], Field(description="`e2b`: in the shape that E2B's clients look for; it opens the same.")] = "torpor"
 
 
 class Key(Answer):
@@ -83,7 +86,9 @@ async def create(request: Request, body: NewKey, caller: TeamWriter, services: G
     """A new key of the team. It is shown in this answer and never again. Repeated with the same Idempotency-Key: the same key with another secret, if the first
     was not used yet, else without any."""
     again, digest = await key_and_digest(request)
-    key, secret = await services.keys.create(caller, body.name, body.scopes or (), _moment(body.expires_at), idempotency_key=again, request_digest=digest)
+    key, secret = await services.keys.create(
+        caller, body.name, body.scopes or (), _moment(body.expires_at), shape=_SHAPES[body.kind], idempotency_key=again, request_digest=digest
+    )
     return JSONResponse(tree(key) | ({"key": secret} if secret else {}), 201)
 
 
