@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from plane_world import Plane
 
-from torpor.model.errors import NoSpace, Overloaded
+from torpor.model.errors import NoSpace
 from torpor.model.records import PLATFORM_TEAM
 from torpor.model.sandbox import Egress, NetworkMode
 from torpor.testing.fake_hosts import Fault, Trouble
@@ -49,7 +49,7 @@ async def test_a_sandbox_is_made_looked_at_and_killed(plane: Plane) -> None:
     assert made.keys() == SANDBOX | {"envdAccessToken"}
     assert (made["envdVersion"], made["trafficAccessToken"], made["alias"], len(made["sandboxID"])) == ("0.6.13", None, "base", 25)
     found = await detail(plane, made["sandboxID"])
-    assert LISTED <= found.keys()
+    assert found.keys() >= LISTED
     assert (found["state"], found["metadata"], found["cpuCount"], found["memoryMB"]) == ("running", {"a": "b"}, 1, 512)
     assert found["lifecycle"] == {"autoResume": False, "onTimeout": "kill"}
     assert found["envdAccessToken"] == made["envdAccessToken"]
@@ -110,7 +110,11 @@ async def test_ids_may_have_a_client_behind_them(plane: Plane) -> None:
 async def test_connect_only_ever_extends(plane: Plane) -> None:
     made = (await create(plane, timeout=500))["sandboxID"]
     before = (await detail(plane, made))["endAt"]
-    for path, body in ((f"/v2/sandboxes/{made}/connect", {"timeout": 10}), (f"/sandboxes/{made}/connect", {"timeout": 10}), (f"/v2/sandboxes/{made}/connect", {})):
+    for path, body in (
+        (f"/v2/sandboxes/{made}/connect", {"timeout": 10}),
+        (f"/sandboxes/{made}/connect", {"timeout": 10}),
+        (f"/v2/sandboxes/{made}/connect", {}),
+    ):
         answer = await plane.client.post(path, json=body)
         assert (answer.status_code, answer.json()["sandboxID"]) == (200, made)
         assert (await detail(plane, made))["endAt"] == before
@@ -127,7 +131,13 @@ async def test_a_timeout_may_be_shortened_and_a_refresh_never_does(plane: Plane)
     assert 40 < left(await detail(plane, made)) <= 50
     assert await status(plane, "POST", f"/sandboxes/{made}/refreshes", json={"duration": 100}) == 204
     assert 90 < left(await detail(plane, made)) <= 100
-    for path, body in (("refreshes", {"duration": 3601}), ("timeout", {"timeout": -1}), ("timeout", {"timeout": 1 << 40}), ("timeout", {"timeout": "9"}), ("timeout", {})):
+    for path, body in (
+        ("refreshes", {"duration": 3601}),
+        ("timeout", {"timeout": -1}),
+        ("timeout", {"timeout": 1 << 40}),
+        ("timeout", {"timeout": "9"}),
+        ("timeout", {}),
+    ):
         assert await status(plane, "POST", f"/sandboxes/{made}/{path}", json=body) == 400, (path, body)
     assert await status(plane, "POST", "/sandboxes/nonexisting/timeout", json={"timeout": 1}) == 404
 
@@ -263,7 +273,7 @@ async def test_forks_are_sandboxes_of_their_own(plane: Plane) -> None:
         found = await detail(plane, twin["sandboxID"])
         assert found["metadata"] == {"k": "v"}
         assert 30 < left(found) <= 51
-    assert 900 < left(await detail(plane, made["sandboxID"]))
+    assert left(await detail(plane, made["sandboxID"])) > 900
     (usual,) = (await plane.client.post(path)).json()
     assert 280 < left(await detail(plane, usual["sandbox"]["sandboxID"])) <= 300
     for count in (0, 101, "1"):
@@ -375,9 +385,10 @@ async def test_the_same_key_makes_the_same_sandbox(plane: Plane) -> None:
 
 
 async def test_what_may_be_tried_again_says_when_and_the_rest_says_not_to(plane: Plane) -> None:
-    plane.host.faults.append(Fault("create", Trouble.REFUSED, error=Overloaded("Full.", 7)))
+    room, plane.host.space = plane.host.space, type(plane.host.space)(1, 1, 1 << 40, 1, 1 << 39)
     full = await plane.client.post("/v2/sandboxes", json={"templateID": "base"})
-    assert (full.status_code, full.json()["error_code"], full.headers["retry-after"]) == (503, "sandbox_capacity_unavailable", "5")
+    assert (full.status_code, full.json()["error_code"], full.headers["retry-after"]) == (503, "sandbox_capacity_unavailable", "10")
+    plane.host.space = room
     plane.host.faults.append(Fault("create", Trouble.REFUSED))
     broken = await plane.client.post("/v2/sandboxes", json={"templateID": "base"})
     assert (broken.status_code, broken.headers["should-retry"]) == (500, "false")
@@ -395,6 +406,13 @@ async def test_what_is_not_built_is_named(plane: Plane) -> None:
         assert (answer.status_code, answer.json()["error_code"]) == (400, "unsupported_feature")
         assert word in answer.json()["message"]
     assert (await create(plane, mcp=None, volumeMounts=[]))["alias"] == "base"
-    for method, path in (("GET", "/volumes"), ("POST", "/secrets"), ("GET", "/secrets/x"), ("POST", "/v3/templates"), ("GET", "/access-tokens"), ("GET", "/nodes")):
+    for method, path in (
+        ("GET", "/volumes"),
+        ("POST", "/secrets"),
+        ("GET", "/secrets/x"),
+        ("POST", "/v3/templates"),
+        ("GET", "/access-tokens"),
+        ("GET", "/nodes"),
+    ):
         answer = await plane.client.request(method, path, json={} if method == "POST" else None)
         assert (answer.status_code, answer.json()["error_code"]) == (400, "unsupported_feature"), path

@@ -118,6 +118,8 @@ async def _create(request: Request, body: NewSandboxV2, caller: Caller, services
     except Conflict as error:
         raise HTTPException(422, str(error)) from None  # the key stands for another request
     sandbox = await settled(services, started)
+    if key:  # it may have been made long ago
+        sandbox = await services.sandboxes.get(caller, sandbox.id)
     if sandbox.state in FINAL:
         raise Denied(DenyReason.ENDED, f"Sandbox {sandbox.id} has ended.")
     return JSONResponse(handle(services, sandbox), 201)
