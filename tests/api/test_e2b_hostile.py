@@ -113,8 +113,8 @@ async def test_what_http_itself_refuses_is_in_its_words(plane: Plane) -> None:
         answer = await plane.anyone.get("/nothing/at/all", headers=headers)
         assert (answer.status_code, is_error(answer)) == (404, True)
     assert "error" in (await plane.client.get("/nothing/at/all")).json()
-    large = await plane.client.post("/v2/sandboxes", content=b"x" * (5 << 20))
-    assert (large.status_code, is_error(large)) == (413, True)
+    large = await raw(plane, b"/v2/sandboxes", b"POST", b"Content-Length: 5000000\r\n")
+    assert (large[0], large[1]["code"]) == (413, 413)
 
 
 async def test_what_nobody_expected_is_a_500_in_its_words(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,11 +171,11 @@ async def test_a_broken_body_makes_nothing(plane: Plane, content: bytes) -> None
     assert not plane.host.statuses()
 
 
-async def raw(plane: Plane, target: bytes, method: bytes = b"GET") -> tuple[int, dict[str, Any]]:
+async def raw(plane: Plane, target: bytes, method: bytes = b"GET", headers: bytes = b"") -> tuple[int, dict[str, Any]]:
     """With a request line that no HTTP library would send."""
     where = urlsplit(plane.url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    writer.write(method + b" " + target + b" HTTP/1.1\r\nHost: x\r\nX-API-Key: " + plane.key.encode() + b"\r\nConnection: close\r\n\r\n")
+    writer.write(method + b" " + target + b" HTTP/1.1\r\nHost: x\r\nX-API-Key: " + plane.key.encode() + b"\r\n" + headers + b"Connection: close\r\n\r\n")
     answer = await reader.read()
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")

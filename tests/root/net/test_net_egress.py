@@ -72,11 +72,11 @@ async def test_what_is_said_last_counts(world: World, pool: SlotPool, start: Sta
 
 async def test_it_holds_for_udp_and_ping_too(world: World, pool: SlotPool, start: Start) -> None:
     slot, guest = await start(pool)
-    await pool.restrict(slot, Egress(allow=(TWO,), deny=(EVERYTHING,)))
-    assert await guest.ask(TWO, b"hello", port=80) == b"hello"
+    await pool.restrict(slot, Egress(allow=(ROUTER,), deny=(EVERYTHING,)))
+    assert await guest.ask(ROUTER, b"hello", port=80) == b"hello"
     with pytest.raises(OSError):
         await guest.ask(ONE, b"hello", port=80)
-    assert await guest.ping(TWO)
+    assert await guest.ping(ROUTER)
     assert [data for _, data in world.net.seen] == [b"hello"]
 
 
