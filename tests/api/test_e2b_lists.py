@@ -163,6 +163,8 @@ async def test_snapshots(plane: Plane) -> None:
     for body in ({"name": "a b"}, {"name": ":x"}, {"name": "others/x"}, {"name": 1}, {"memory": False}):
         assert await status(plane, "POST", f"/sandboxes/{made}/snapshots", json=body) == 400, body
     assert await status(plane, "POST", f"/sandboxes/{made}/snapshots", json={"name": "base"}) == 409
+    again = [await plane.client.post(f"/sandboxes/{made}/snapshots", json={}, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert again[0].json() == again[1].json()
 
 
 async def test_tags_are_names_within_names(plane: Plane) -> None:

@@ -91,9 +91,7 @@ async def team_metrics(segment: str, caller: TeamReader, services: Given, start:
     now = time.time()
     stats = await services.figures.stats(caller, now - (start if start is not None else now - 3600), 60.0)
     told = [one for one in stats.series if end is None or one.at <= end]
-    return JSONResponse(
-        [{"timestamp": stamp(one.at), "timestampUnix": int(one.at), "concurrentSandboxes": one.running, "sandboxStartRate": 0.0} for one in told]
-    )
+    return JSONResponse([{"timestamp": stamp(one.at), "timestampUnix": int(one.at), "concurrentSandboxes": one.running} for one in told])
 
 
 @account.get("/teams/{segment}/metrics/max")

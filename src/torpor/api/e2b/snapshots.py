@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 from fastapi import Query
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from torpor.api.e2b.common import Body, Given, Json, TemplateReader, TemplateWriter, Text, decoded, found, limit_of, router, sandbox_id, settled
+from torpor.api.e2b.common import Body, Given, Json, TemplateReader, TemplateWriter, Text, decoded, found, key_and_digest, limit_of, router, sandbox_id, settled
 from torpor.api.e2b.errors import NotBuilt
 from torpor.api.e2b.references import full_name, is_named, parse, parse_new, snapshot_id
 from torpor.api.services import Services
@@ -38,22 +40,31 @@ async def tree(services: Services, template: Template, team: Team) -> Json:
 
 
 @snapshots.post("/sandboxes/{segment}/snapshots")
-async def create(segment: str, caller: TemplateWriter, services: Given, body: Snapshot | None = None) -> Response:
+async def create(request: Request, segment: str, caller: TemplateWriter, services: Given, body: Snapshot | None = None) -> Response:
     """The source runs on. A name that is taken by a snapshot leads to the new one from now on."""
+    key, digest = await key_and_digest(request)
     if body is not None and body.memory is False:
         raise NotBuilt("snapshots without memory (memory: false)")
     team = await services.tags.team(caller)
     wanted = parse_new(body.name, team) if body is not None and body.name else None
     sandbox = await found(services, caller, segment)
     tagged = wanted is not None and wanted.tag not in ("", DEFAULT)
-    name = wanted.name if wanted is not None and not tagged else check_template_name("")
-    started = await services.sandboxes.snapshot(caller, sandbox.id, name, overwrite=wanted is not None and not tagged)
+    name = wanted.name if wanted is not None and not tagged else _made_up(key, sandbox.id)
+    started = await services.sandboxes.snapshot(
+        caller, sandbox.id, name, overwrite=wanted is not None and not tagged, idempotency_key=key, request_digest=digest
+    )
     operation = started.sandbox.operation
     await settled(services, started)
-    template = await services.templates.find(caller, operation.target if operation is not None else name)
+    mine = operation is not None and operation.id == started.operation_id
+    template = await services.templates.find(caller, operation.target if mine and operation is not None else name)
     if wanted is not None and tagged:
         await services.tags.point(caller, wanted, template)
     return JSONResponse(await tree(services, template, team), 201)
+
+
+def _made_up(key: str, sandbox_id: str) -> str:
+    """Asked again with the same key, the same."""
+    return f"template-{hashlib.sha256(f'{key} {sandbox_id}'.encode()).hexdigest()[:8]}" if key else check_template_name("")
 
 
 @snapshots.get("/snapshots")
