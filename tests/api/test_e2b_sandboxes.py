@@ -416,3 +416,19 @@ async def test_what_is_not_built_is_named(plane: Plane) -> None:
     ):
         answer = await plane.client.request(method, path, json={} if method == "POST" else None)
         assert (answer.status_code, answer.json()["error_code"]) == (400, "unsupported_feature"), path
+
+
+async def test_native_sandboxes_are_there_too(plane: Plane) -> None:
+    """Private as they are, so that their tokens are told; and without an end of their own."""
+    made = (await plane.capsule(metadata={"a": "b"})).removeprefix("cl-")
+    found = await detail(plane, made)
+    assert (found["state"], found["metadata"], found["network"]) == ("running", {"a": "b"}, {"allowPublicTraffic": False})
+    assert found["endAt"] == "9999-01-01T00:00:00Z"
+    assert found["envdAccessToken"] == plane.wired.services.tokens.access(made)
+    answer = await plane.client.post(f"/v2/sandboxes/{made}/connect", json={"timeout": 10})
+    assert (answer.status_code, answer.json()["trafficAccessToken"]) == (200, plane.wired.services.tokens.traffic(made))
+    assert (await detail(plane, made))["endAt"] == found["endAt"]
+    assert await status(plane, "POST", f"/sandboxes/{made}/pause") == 204
+    assert await status(plane, "POST", f"/v2/sandboxes/{made}/connect", json={"timeout": 10}) == 201
+    ours = (await create(plane))["sandboxID"]
+    assert (await plane.client.get(f"/v1/sandboxes/{ours}")).json()["state"] == "running"

@@ -24,12 +24,17 @@ def state_of(sandbox: Sandbox) -> str:
     return "paused" if sandbox.state in PAUSED else "running"
 
 
+def wants_token(sandbox: Sandbox) -> bool:
+    """Whether its files and commands open, by E2B's ways, with its access token only: those of secure sandboxes, and of all that were not made by E2B's API."""
+    return sandbox.exposure.guarded or sandbox.dialect != "e2b"
+
+
 def handle(services: Services, sandbox: Sandbox) -> Json:
     """What a client needs to use it. `domain` is left out: clients keep the one they are set to."""
     fields: Json = {"templateID": sandbox.template_id, "sandboxID": sandbox.id, "clientID": CLIENT_ID, "envdVersion": ENVD_VERSION, "trafficAccessToken": None}
     if not UNNAMED.match(sandbox.template):
         fields["alias"] = sandbox.template
-    if sandbox.exposure.guarded:
+    if wants_token(sandbox):
         fields["envdAccessToken"] = services.tokens.access(sandbox.id)
     if not sandbox.exposure.public_ports:
         fields["trafficAccessToken"] = services.tokens.traffic(sandbox.id)
@@ -69,6 +74,6 @@ def detail(services: Services, sandbox: Sandbox) -> Json:
     }
     if sandbox.state is S.PAUSED:
         fields["pauseMode"] = "filesystem" if sandbox.terms.cold else "full"
-    if sandbox.exposure.guarded:
+    if wants_token(sandbox):
         fields["envdAccessToken"] = services.tokens.access(sandbox.id)
     return fields
