@@ -181,10 +181,15 @@ def _slot(context: Context, running: Running) -> NetworkSlot | None:
 
 
 async def _restrict(context: Context, record: SandboxRecord, running: Running) -> None:
-    """An owner that died while it changed a sandbox's egress may have left the rules before or after the change; the record says which hold."""
+    """An owner that died while it changed a sandbox's egress may have left the rules before or after the change; the record says which hold. Where that cannot
+    be said, those in the kernel hold on: no reason to end a sandbox."""
     slot = _slot(context, running)
-    if slot is not None and running.restricted:
+    if slot is None or not running.restricted:
+        return
+    try:
         await context.networks.restrict(slot, record.egress)
+    except TorporError as error:
+        log.error("egress_not_said_again", sandbox=record.id, error=str(error))
 
 
 async def _take_back(context: Context, record: SandboxRecord, running: Running, machine: Machine) -> Live | None:

@@ -14,6 +14,7 @@ from torpor.host.pool import Kind
 from torpor.model.errors import HostError, NotFound
 from torpor.model.sandbox import Egress, NetworkMode
 from torpor.ports.hosts import Order
+from torpor.testing.fake_host import FakeNetworks
 
 NONE, ALL = Egress(), Egress(deny=("0.0.0.0/0",))
 SAID = {ALL: "|0.0.0.0/0"}
@@ -88,6 +89,21 @@ async def test_the_next_owner_says_again_what_the_record_says(home: Path) -> Non
     async with opened(home) as world:  # of a change that an owner died over
         assert world.networks.said() == ["|"]
         await world.clear()
+
+
+async def test_a_sandbox_is_taken_back_also_where_its_rules_cannot_be_said_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(home) as world:
+        sandbox = await world.create("x", egress=ALL)
+
+    async def refuse(*_: object) -> None:
+        raise HostError("nft refused.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeNetworks, "restrict", refuse)
+        async with opened(home) as world:
+            assert await world.text(sandbox.id) == "x"
+            assert_said(world, ALL)  # what the kernel has
+            await world.clear()
 
 
 async def test_a_record_made_again_from_a_pause_has_it(home: Path) -> None:
