@@ -16,7 +16,10 @@ from starlette.routing import Match
 from torpor import __version__
 from torpor.api import operations
 from torpor.api.auth import note_refusal
-from torpor.api.errors import plain, respond, row_of
+from torpor.api.dialect import Dialects, dialect_of
+from torpor.api.e2b import ROUTERS as E2B_ROUTERS
+from torpor.api.e2b.errors import E2B
+from torpor.api.errors import row_of
 from torpor.api.middleware import Bounds, Context, Faults, Meters, Paths, request_id_of
 from torpor.api.native import (
     account,
@@ -57,6 +60,7 @@ _ROUTERS = (
     admin.admin,
     admin_capsules.admin_capsules,
     channels.channels,
+    *E2B_ROUTERS,
 )
 _CODES = {404: "not_found", 405: "method_not_allowed", 406: "invalid_request", 415: "invalid_request"}
 
@@ -80,6 +84,7 @@ def make_app(services: Services) -> FastAPI:
     app.add_middleware(Bounds, limit=BODY_LIMIT, exceptions=_LIMITS)
     app.add_middleware(Paths)
     app.add_middleware(Faults)
+    app.add_middleware(Dialects, dialects=(E2B,))
     app.add_middleware(Context, meters=app.state.meters)
     return app
 
@@ -88,7 +93,7 @@ async def _typed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TorporError)
     if row_of(error).status == 403 and not isinstance(error, GuestError):
         await note_refusal(request, error)
-    return respond(error, request_id_of(request.scope))
+    return dialect_of(request.scope).respond(error, request_id_of(request.scope))
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -96,21 +101,21 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problem: dict[str, Any] = dict(error.errors()[0])
     where = ".".join(str(part) for part in problem["loc"])
-    return plain(400, "invalid_request", f"{where}: {problem['msg']}"[:500], request_id_of(request.scope))
+    return dialect_of(request.scope).plain(400, "invalid_request", f"{where}: {problem['msg']}"[:500], request_id_of(request.scope), None)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     """What the framework refuses. A typed error may hide behind it: bodies are read inside of it."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, TorporError):
-        return respond(error.__cause__, request_id_of(request.scope))
+        return dialect_of(request.scope).respond(error.__cause__, request_id_of(request.scope))
     code = _CODES.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal_error")
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
     messages = {404: "There is nothing at this path.", 405: f"{request.method} is not possible here."}
     message = messages.get(error.status_code, str(error.detail))
-    return plain(error.status_code, code, message, request_id_of(request.scope), headers)
+    return dialect_of(request.scope).plain(error.status_code, code, message, request_id_of(request.scope), headers)
 
 
 def _methods(request: Request) -> set[str]:

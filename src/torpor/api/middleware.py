@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from torpor.api.errors import plain, respond
+from torpor.api.dialect import dialect_of
 from torpor.log import Log
 from torpor.model.errors import InternalError, TooLarge, TorporError
 
@@ -146,12 +146,12 @@ class Faults:
             if begun or scope["type"] != "http":
                 log.warning("response_broken_off", error=str(error), kind=type(error).__name__)
                 raise BrokenOff from error
-            await respond(error, request_id_of(scope))(scope, receive, send)
+            await dialect_of(scope).respond(error, request_id_of(scope))(scope, receive, send)
         except Exception as error:
             log.error("request_crashed", exc_info=error)
             if begun or scope["type"] != "http":
                 raise BrokenOff from error
-            await respond(InternalError(repr(error)), request_id_of(scope))(scope, receive, send)
+            await dialect_of(scope).respond(InternalError(repr(error)), request_id_of(scope))(scope, receive, send)
 
 
 class BrokenOff(Exception):
@@ -207,7 +207,8 @@ class Bounds:
         if declared.isdigit() and int(declared) > limit:
             if int(declared) <= limit + DRAINED:
                 await _drained(receive, DRAINED)
-            response = plain(413, "too_large", f"The body may have {limit} bytes at most.", request_id_of(scope), {"Connection": "close"})
+            said = f"The body may have {limit} bytes at most."
+            response = dialect_of(scope).plain(413, "too_large", said, request_id_of(scope), {"Connection": "close"})
             await response(scope, receive, send)
             return
         await self._app(scope, _bounded(receive, limit), send)

@@ -19,9 +19,11 @@ router = APIRouter()
 
 
 @router.get("/health", tags=["operations"])
-async def health() -> dict[str, str]:
-    """Answers while the server serves."""
-    return {"status": "ok", "version": __version__}
+async def health(request: Request) -> Response:
+    """Answers while the server serves. Clients that speak E2B get the words they compare with."""
+    if request.headers.get("host", "").startswith("api.") or request.headers.get("x-api-key", "").startswith("e2b_"):
+        return Response("Health check successful", media_type="text/plain")
+    return JSONResponse({"status": "ok", "version": __version__})
 
 
 @router.get("/metrics", include_in_schema=False)

@@ -19,6 +19,7 @@ from torpor.service.keys import Keys
 from torpor.service.leaving import Leaving
 from torpor.service.sandboxes import Sandboxes
 from torpor.service.sessions import Sessions
+from torpor.service.tags import Tags
 from torpor.service.teams import Teams
 from torpor.service.templates import Templates
 from torpor.service.tokens import SandboxTokens
@@ -44,6 +45,7 @@ class Services:
     admin: Admin
     channels: Channels
     tokens: SandboxTokens
+    tags: Tags
     counts: Callable[[], Awaitable[Mapping[SandboxState, int]]]
     origins: Collection[str] = field(default=())
     proxies: Collection[IPv4Network | IPv6Network] = field(default=())

@@ -35,6 +35,7 @@ from torpor.service.leaving import Leaving
 from torpor.service.notify import Notifier
 from torpor.service.passwords import Passwords
 from torpor.service.sessions import Sessions
+from torpor.service.tags import Tags
 from torpor.service.teams import Teams
 from torpor.service.tokens import PURPOSE, SandboxTokens
 from torpor.service.tries import Guard
@@ -133,6 +134,7 @@ def _services(context: Context, plane: ControlPlane, access: Access, people: Peo
         admin=Admin(context, plane.sandboxes, plane.templates, plane.chores),
         channels=channels,
         tokens=tokens,
+        tags=Tags(context),
         counts=partial(_counts, context.store),
         origins=people.origins,
         proxies=people.proxies,

@@ -142,6 +142,7 @@ def hand_over(first: FirstStart, home: Path, say: Callable[[str], None]) -> None
     owner can read."""
     for what, name, secret in (
         ("first key", "first-key", first.key),
+        ("first key for E2B's clients", "first-e2b-key", first.e2b_key),
         (f"administrator's password ({first.email})", "first-password", first.password),
     ):
         if not secret:

@@ -27,6 +27,7 @@ _RNDRESEEDCRNG = 0x5207
 HOOKS = "/etc/torpor/wake.d"
 HOOK_SECONDS = 8.0
 RUN = "/run/torpor"
+MARKS = "/run/e2b"
 _MS_BIND = 4096
 _HOST_NAME_LENGTH = 63
 _HOST_NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-")
@@ -114,10 +115,28 @@ class Identity:
         if names or self._names:
             names = names or {}
             files["names"].set("".join([f"{k}={v}\n" for k, v in names.items()]).encode(errors="surrogateescape"))
+            if "E2B_SANDBOX" in names or "E2B_SANDBOX" in self._names:
+                _mark(names)
             self._names = names
 
     def generation(self, number: int) -> None:
         self._files["generation"].set(b"%d\n" % number)
+
+
+def _mark(names: Json) -> None:
+    """The files by which programs written for E2B tell that they run in a sandbox, and in which."""
+    for name, variable in ((".E2B_SANDBOX", "E2B_SANDBOX"), (".E2B_SANDBOX_ID", "E2B_SANDBOX_ID")):
+        path = f"{MARKS}/{name}"
+        if variable not in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            continue
+        os.makedirs(MARKS, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            os.write(descriptor, names[variable].encode(errors="surrogateescape"))
+        finally:
+            os.close(descriptor)
 
 
 class MappedFile:

@@ -189,12 +189,25 @@ def slot_of(context: Context, running: Running) -> NetworkSlot | None:
         return None
 
 
+async def _restrict(context: Context, record: SandboxRecord, running: Running) -> None:
+    """An owner that died while it changed a sandbox's egress may have left the rules before or after the change; the record says which hold. Where that cannot
+    be said, those in the kernel hold on: no reason to end a sandbox."""
+    slot = slot_of(context, running)
+    if slot is None or not running.restricted:
+        return
+    try:
+        await context.networks.restrict(slot, record.egress)
+    except TorporError as error:
+        log.error("egress_not_said_again", sandbox=record.id, error=str(error))
+
+
 async def _take_back(context: Context, record: SandboxRecord, running: Running, machine: Machine) -> Live | None:
     context.uids.hold(running.uid)
     context.snapshots.hold(record.id, running.memory_id, record.disk)
     try:
         await machine.resume()
         guest = await context.guests.connect(machine.agent_socket, generation=running.generation, timeout=context.policy.answer_timeout)
+        await _restrict(context, record, running)
         await guest.thaw()  # whatever the record says: a snapshot's thaw is noted before it is done, and a second thaw does nothing
     except (TimedOut, GuestLost) as error:
         await machine.detach()  # alive or dead, the next try tells

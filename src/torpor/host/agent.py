@@ -19,7 +19,7 @@ from torpor.host.trial import Canary
 from torpor.host.warm import WarmImages
 from torpor.log import Log
 from torpor.model.errors import Denied, DenyReason, InvalidInput, NotFound, TorporError
-from torpor.model.sandbox import MachineState, NetworkMode
+from torpor.model.sandbox import Egress, MachineState, NetworkMode
 from torpor.model.shapes import Shape
 from torpor.model.snapshots import ArtefactKind
 from torpor.ports.guest import Guest
@@ -42,6 +42,7 @@ class CreateSpec:
     leash: tuple[int, int] | None = None
     pooled: bool = True
     sandbox_id: str = ""
+    egress: Egress = field(default_factory=Egress)
 
 
 class HostAgent:
@@ -166,7 +167,7 @@ class HostAgent:
             found = self._pool.take(kind)
             if found is not None:
                 try:
-                    await found.hand_out(leash=spec.leash, sandbox_id=spec.sandbox_id, hostname=spec.hostname, names=dict(spec.names))
+                    await found.hand_out(leash=spec.leash, sandbox_id=spec.sandbox_id, hostname=spec.hostname, names=dict(spec.names), egress=spec.egress)
                 except BaseException:
                     await asyncio.shield(self.kill(found.id))
                     raise
@@ -197,6 +198,7 @@ class HostAgent:
             leash=spec.leash,
             pool=pool,
             sandbox_id=spec.sandbox_id,
+            egress=spec.egress,
         )
         sandbox = Sandbox(self._context, record, changed=self._changed)
         self._sandboxes[record.id] = sandbox
@@ -267,7 +269,8 @@ class HostAgent:
             raise InvalidInput(f"{count} copies: 1 to 1,000 at a time.")
         source = self.get(sandbox_id)
         seed = await source.seed(count)
-        spec = CreateSpec(source.record.template, replace(source.record.shape), source.record.network, leash=source.record.leash)
+        kept = source.record
+        spec = CreateSpec(kept.template, replace(kept.shape), kept.network, leash=kept.leash, egress=kept.egress)
         orders = [replace(child, source=spec.source, shape=spec.shape, network=spec.network) for child in wanted] or [spec] * count
         keeping = asyncio.ensure_future(seed.draft.keep())  # the copies start from the page cache; the answer waits for the disk
         try:
@@ -289,6 +292,9 @@ class HostAgent:
         sandbox = self.get(sandbox_id)
         await sandbox.rollback(artefact)
         return sandbox
+
+    async def set_egress(self, sandbox_id: str, egress: Egress) -> None:
+        await self.get(sandbox_id).set_egress(egress)
 
     async def kill(self, sandbox_id: str) -> None:
         """Ends and removes a sandbox from any state; an unknown id is no error, so that a lost reply can be asked again."""

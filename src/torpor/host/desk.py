@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
 from weakref import WeakSet
@@ -22,7 +22,7 @@ from torpor.host.capacity import Marks, capacity
 from torpor.host.record import Running, SandboxRecord
 from torpor.host.sandbox import Sandbox
 from torpor.model.errors import ArtefactError, Denied, DenyReason, GuestLost, HostUnavailable, InvalidInput, NotFound
-from torpor.model.sandbox import MachineState, check_id
+from torpor.model.sandbox import Egress, MachineState, check_id
 from torpor.model.snapshots import ArtefactKind
 from torpor.ports.guest import Guest
 from torpor.ports.hosts import Capacity, HostTemplate, Machine, MachineStatus, Order, Reading, Report, Stored
@@ -113,7 +113,8 @@ class HostDesk:
 
     async def capacity(self) -> Capacity:
         self._demand_open()
-        return capacity(self._home, self._marks)
+        problems = self._agent.context.networks.problems()
+        return replace(capacity(self._home, self._marks), no_network=problems[0] if problems else "")
 
     def changes(self) -> AsyncIterator[Machine]:
         self._demand_open()
@@ -195,6 +196,10 @@ class HostDesk:
             return [self._describe(child) for child in await self._agent.fork(self._get(sandbox_id).id, wanted=specs)]
 
         return await self._once(sandbox_id, f"fork {orders[0].operation_id}", work)
+
+    async def set_egress(self, sandbox_id: str, egress: Egress) -> None:
+        self._demand_open()
+        await self._agent.set_egress(self._get(sandbox_id).id, egress)
 
     async def kill(self, sandbox_id: str) -> None:
         async def work() -> None:
@@ -318,7 +323,7 @@ async def _run(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _spec(order: Order) -> CreateSpec:
-    return CreateSpec(order.source, order.shape, order.network, order.hostname, dict(order.names), sandbox_id=check_id(order.sandbox_id))
+    return CreateSpec(order.source, order.shape, order.network, order.hostname, dict(order.names), sandbox_id=check_id(order.sandbox_id), egress=order.egress)
 
 
 def _stored(artefact: Artefact) -> Stored:

@@ -17,7 +17,7 @@ from torpor.durable import files
 from torpor.host.context import PROFILE, Context
 from torpor.host.record import Running, SandboxRecord
 from torpor.model.errors import NoSpace
-from torpor.model.sandbox import Condition, Identity
+from torpor.model.sandbox import Condition, Egress, Identity
 from torpor.ports.guest import Guest, Wake
 from torpor.ports.network import NetworkSlot
 from torpor.ports.store import DiskChain, Parts
@@ -89,10 +89,13 @@ async def bring_up(context: Context, record: SandboxRecord, artefact_id: str, no
             uid=uid,
             slot=slot.name if slot else None,
             fingerprint=artefact.fingerprint,
+            restricted=slot is not None and record.egress != Egress(),
         )
         note_intent(running)
         run_dir = make_run_dir(context, record.id, running)
         undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        if slot is not None and running.restricted:
+            await context.networks.restrict(slot, record.egress)
         disk = await context.disks.create_overlay(run_dir / running.overlay, chain, owner_uid=uid)
         grows = size > artefact.disk.size_bytes or Condition.DISK_NOT_GROWN in record.conditions
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from torpor.model.errors import Corrupt, Incompatible, InvalidInput, NoPermission, NoSpace
-from torpor.model.sandbox import Condition, EndReason, MachineState, NetworkMode, check_id
+from torpor.model.sandbox import Condition, Egress, EndReason, MachineState, NetworkMode, check_id
 from torpor.model.shapes import Shape
 from torpor.model.snapshots import Fingerprint
 from torpor.ports.store import Artefact, DiskChain
@@ -37,7 +37,8 @@ _EXCHANGE = 2
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What one life of a machine holds on this host. `handle` is None from the intent until the launch is done. `run_dir` is below the sandbox's directory."""
+    """What one life of a machine holds on this host. `handle` is None from the intent until the launch is done. `run_dir` is below the sandbox's directory.
+    `restricted`: its slot has, or may have, rules of its own about where it may go."""
 
     generation: int
     run_dir: str
@@ -48,6 +49,7 @@ class Running:
     slot: str | None
     fingerprint: Fingerprint
     handle: Handle | None = None
+    restricted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class SandboxRecord:
     pool: bool = False
     sandbox_id: str = ""
     conditions: Mapping[Condition, str] = field(default_factory=dict)
+    egress: Egress = field(default_factory=Egress)
 
 
 def encode(record: SandboxRecord, serial: int = 0) -> bytes:
@@ -128,7 +131,13 @@ def _from_plain(plain: dict[str, Any]) -> SandboxRecord:
         pool=plain["pool"],
         sandbox_id=plain["sandbox_id"],
         conditions={Condition(name): note for name, note in plain.get("conditions", {}).items()},
+        egress=_egress(plain),
     )
+
+
+def _egress(plain: dict[str, Any]) -> Egress:
+    """Of a record of before there was any: none."""
+    return Egress(**{side: tuple(given) for side, given in plain.get("egress", {}).items()})
 
 
 _KEEPSAKE = "sandbox"
@@ -144,6 +153,7 @@ def keepsake(record: SandboxRecord) -> dict[str, str]:
         "leash": list(record.leash) if record.leash else None,
         "pool": record.pool,
         "sandbox_id": record.sandbox_id,
+        "egress": {"allow": list(record.egress.allow), "deny": list(record.egress.deny)},
         "conditions": {condition.value: note for condition, note in record.conditions.items() if condition is not Condition.HOST_DISK_FULL},
     }
     return {_KEEPSAKE: json.dumps(plain, sort_keys=True)}
@@ -170,6 +180,7 @@ def from_keepsake(artefact: Artefact) -> SandboxRecord | None:
             pool=plain["pool"],
             sandbox_id=plain["sandbox_id"],
             conditions={Condition(name): note for name, note in plain.get("conditions", {}).items()},
+            egress=_egress(plain),
         )
     except (ValueError, KeyError, TypeError, IndexError, InvalidInput):
         return None

@@ -21,7 +21,7 @@ from torpor.host.record import Running, SandboxRecord
 from torpor.lifecycle.machine import Happening, Life, Request, Step
 from torpor.log import Log
 from torpor.model.errors import Corrupt, Denied, DenyReason, GuestLost, NoSpace, NotFound, TorporError
-from torpor.model.sandbox import Condition, EndReason, MachineState
+from torpor.model.sandbox import Condition, Egress, EndReason, MachineState
 from torpor.model.snapshots import ArtefactKind
 from torpor.ports.guest import Guest
 from torpor.ports.processes import ExitRecord
@@ -125,6 +125,10 @@ class Sandbox:
         """Boots from the sandbox's own disk as it was last left: memory is lost, files stay. Raises Denied unless paused or ended."""
         await self._ask(self._cold_boot)
 
+    async def set_egress(self, egress: Egress) -> None:
+        """See ports.hosts.Host.set_egress."""
+        await self._ask(lambda: self._set_egress(egress))
+
     async def kill(self) -> None:
         """Ends and removes the sandbox, its private artefacts included, from any state, also in the middle of another operation. Idempotent."""
         self._turns.preempt()
@@ -144,7 +148,7 @@ class Sandbox:
 
     async def hand_out(self, **given: Any) -> None:
         """Makes a pooled sandbox somebody's: a new generation with fresh entropy, the clock, its identity. `given`: the fields of the record that its owner
-        sets (leash, sandbox_id, hostname, names). Raises as guest."""
+        sets (leash, sandbox_id, hostname, names, egress). Raises as guest."""
         await self._ask(lambda: self._hand_out(given))
 
     async def release(self) -> None:
@@ -211,9 +215,27 @@ class Sandbox:
         self._life.demand(Request.USE)
         live = self._demand_live()
         generation = self._record.generation + 1
+        if given["egress"] != self._record.egress:
+            await self._restrict(live, given["egress"])
         await live.guest.wake(wake_for(self._context, replace(self._record, **given), generation, live.slot, 0))
         live.running = replace(live.running, generation=generation)
         self._write(pool=False, generation=generation, running=live.running, created_at=self._context.now(), **given)
+
+    async def _set_egress(self, egress: Egress) -> None:
+        if self._life.state is MachineState.STOPPING:
+            raise Denied(DenyReason.ENDING, f"Sandbox {self.id} is being killed.")
+        if self._live is not None:
+            await self._restrict(self._live, egress)
+        self._write(egress=egress)
+
+    async def _restrict(self, live: Live, egress: Egress) -> None:
+        """Noted before it is done: whoever takes the sandbox back puts the record's rules in."""
+        if live.slot is None:
+            return
+        if not live.running.restricted:
+            live.running = replace(live.running, restricted=True)
+            self._write(running=live.running)
+        await self._context.networks.restrict(live.slot, egress)
 
     async def _pause(self) -> Artefact:
         if not self._life.demand(Request.PAUSE):

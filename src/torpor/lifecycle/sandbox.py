@@ -98,6 +98,14 @@ def demand(state: SandboxState, kind: OperationKind) -> Verdict:
     return verdict
 
 
+def demand_settled(state: SandboxState) -> None:
+    """For what changes a sandbox beside its operations. Raises Denied unless it is running or paused with nothing under way."""
+    if state in (S.RUNNING, S.PAUSED):
+        return
+    reason = DenyReason.ENDED if state in FINAL else DenyReason.ENDING if state is S.STOPPING else DenyReason.BUSY
+    raise Denied(reason, f"The sandbox is {state.value}.", mend="Try again when the present operation is done." if reason is DenyReason.BUSY else "")
+
+
 def demand_running(state: SandboxState) -> None:
     """For work inside a sandbox. Raises Denied unless it is running; while a snapshot of it is taken it counts as running."""
     if state in (S.RUNNING, S.SNAPSHOTTING):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from torpor.model.sandbox import EndReason, NetworkMode
+from torpor.model.sandbox import Egress, EndReason, NetworkMode
 from torpor.model.shapes import Shape
 
 PLATFORM_TEAM = "0" * 25
@@ -48,11 +48,16 @@ class OperationKind(Enum):
     KILL = "kill"
 
 
+DISK_ONLY = "disk"
+"""The target of a pause that gives the memory up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What is under way with a sandbox. Past `deadline` the reconciler settles it from what the host reports. `target`: the artefact or template it is about,
-    or of a forked child its source. `cause` says who wanted it: 'user', or 'idle', 'timeout', 'traffic' (auto-resume) when torpor itself did. `leads_to`: the
-    state it ends in when it succeeds, where that is not its arrow's (a snapshot that leaves its source paused)."""
+    of a forked child its source, of a pause DISK_ONLY or ''. `cause` says who wanted it: 'user', or 'idle', 'timeout', 'traffic' (auto-resume) when torpor
+    itself did. `leads_to`: the state it ends in when it succeeds, where that is not its arrow's (a snapshot that leaves its source paused). `span`: of a start,
+    the seconds of life it gives, None: what the sandbox's Terms say."""
 
     id: str
     kind: OperationKind
@@ -61,6 +66,18 @@ class Operation:
     target: str = ""
     cause: str = "user"
     leads_to: SandboxState | None = None
+    span: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How the life of a sandbox is measured out, and what its pauses keep. `span`: seconds of life that each start gives, its deadline being gone while it is
+    paused; 0: the deadline stands for itself. `keeps_memory`: when its time is over and it is paused, memory is kept. `cold`: its memory was given up; the next
+    start is a boot from its own disk."""
+
+    span: float = 0.0
+    keeps_memory: bool = True
+    cold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +90,6 @@ class Exposure:
     guarded: bool = False
     mask_host: str = ""
     tls_ports: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Egress:
-    """Where a sandbox with a network may go, beyond what no sandbox may. Networks, addresses and names as they were given; `allow` beats `deny`."""
-
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,7 @@ class Sandbox:
     created_by: str = ""
     exposure: Exposure = field(default_factory=Exposure)
     egress: Egress = field(default_factory=Egress)
+    terms: Terms = field(default_factory=Terms)
 
 
 class TemplateKind(Enum):
@@ -154,6 +164,18 @@ class Template:
     replaces: str = ""
     sandbox_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateTag:
+    """A name within a name: `tag` of what a team calls `name` points to one template. The tag that stands for the name itself is not kept."""
+
+    id: str
+    team_id: str
+    name: str
+    tag: str
+    template_id: str
+    assigned_at: float
 
 
 # --- people

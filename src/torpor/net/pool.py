@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from torpor.model.errors import Denied, DenyReason, HostError, InvalidInput, NoPermission, NoSpace, NotFound, TorporError
-from torpor.model.sandbox import NetworkMode
+from torpor.model.sandbox import Egress, NetworkMode
 from torpor.net import apply, checks, namespaces
 from torpor.net.host import HostSide, Nft, Survey
 from torpor.net.plan import DNS_PORT, GATEWAY, GUEST, TAP, NetworkSettings, SlotPlan, capacity, home_tag, link_number, parse_name, slot_address
 from torpor.net.resolver import HostResolvers, Relay
-from torpor.net.rules import slot_rules
+from torpor.net.rules import egress_rules, slot_rules
 from torpor.net.watch import Watch
 from torpor.ports.network import NetworkSlot
 from torpor.ports.processes import Processes
@@ -113,6 +113,12 @@ class SlotPool:
         self._held[slot.plan.name] = slot
         self._fill()
         return slot.as_port()
+
+    async def restrict(self, slot: NetworkSlot, egress: Egress) -> None:
+        held = self._held.get(slot.name)
+        if held is None:
+            raise NotFound(f"There is no network slot {slot.name} in use.")
+        await self._nft.load(egress_rules(egress), held.plan.netns)
 
     async def open_tap(self, slot: NetworkSlot) -> int:
         held = self._held.get(slot.name)

@@ -1,9 +1,9 @@
 """The firewall, as nftables text: one ruleset per slot, inside its namespace, and one table for the home on the host. Pure.
 
 A guest's packet passes, in the slot: `hygiene` (source address and MAC), then `input` (the gateway: DNS and ping only) or `forward` (`egress`: nothing
-private, counted), then masquerade; on the host: `arrival` (nothing addressed to the host itself, whatever the address), `forward` (nothing private, no other
-sandbox), then masquerade. The guest is behind the tap and cannot reach either ruleset; the VMM sits in the namespace without any right over it, and `output`
-lets nothing of its own out.
+private, then what its sandbox allows, what it denies; counted), then masquerade; on the host: `arrival` (nothing addressed to the host itself, whatever the
+address), `forward` (nothing private, no other sandbox), then masquerade. The guest is behind the tap and cannot reach either ruleset; the VMM sits in the
+namespace without any right over it, and `output` lets nothing of its own out.
 
 What is not the public internet is listed in model.addresses.
 """
@@ -11,10 +11,17 @@ What is not the public internet is listed in model.addresses.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, collapse_addresses, ip_network
 
 from torpor.model.addresses import NOT_PUBLIC
+from torpor.model.errors import InvalidInput
+from torpor.model.sandbox import Egress
 from torpor.net.plan import ANY_HOME, DNS_PORT, GATEWAY, GUEST_ADDRESS, GUEST_MAC, TAP, UPLINK, SlotPlan
+
+ALLOWED, DENIED = "allowed", "denied"
+"""A slot's own sets, empty unless its sandbox has an egress of its own."""
+NAMES = "names"
+"""A slot's chain before DNS: empty, or it refuses."""
 
 REFUSE = """chain refuse {
         limit rate 50/second burst 50 packets reject with icmpx type admin-prohibited
@@ -31,6 +38,19 @@ table inet torpor {{
 
     {REFUSE}
 
+    set {ALLOWED} {{
+        type ipv4_addr
+        flags interval
+    }}
+
+    set {DENIED} {{
+        type ipv4_addr
+        flags interval
+    }}
+
+    chain {NAMES} {{
+    }}
+
     chain hygiene {{
         type filter hook prerouting priority raw; policy drop;
         iifname "{UPLINK}" ip daddr {plan.slot_address} accept
@@ -46,6 +66,7 @@ table inet torpor {{
         type filter hook input priority filter; policy drop;
         iifname != "{TAP}" drop
         ip daddr != {GATEWAY} goto refuse
+        jump {NAMES}
         udp dport {DNS_PORT} limit rate over 500/second burst 500 packets drop
         udp dport {DNS_PORT} accept
         ct state established,related accept
@@ -64,6 +85,12 @@ table inet torpor {{
 
     chain egress {{
         ip daddr @forbidden goto refuse
+        ip daddr @{ALLOWED} goto admitted
+        ip daddr @{DENIED} goto refuse
+        goto admitted
+    }}
+
+    chain admitted {{
         ct state established,related accept
         meta l4proto icmp icmp type != echo-request drop
         ct state new ct count over {connections} goto refuse
@@ -89,6 +116,33 @@ table inet torpor {{
     }}
 }}
 """
+
+
+def egress_rules(egress: Egress) -> str:
+    """Where a slot's guest may go, in the place of what its ruleset said so far; one transaction. Connections that are open are judged packet by packet. Of
+    IPv6 nothing passes anyway. Raises InvalidInput for what is no network or address."""
+    denied = collapsed(egress.deny)
+    text = [f"flush set inet torpor {name}\n{_elements(name, networks)}" for name, networks in ((ALLOWED, collapsed(egress.allow)), (DENIED, denied))]
+    text.append(f"flush chain inet torpor {NAMES}\n")
+    if denied == [IPv4Network("0.0.0.0/0")]:
+        text += [f"add rule inet torpor {NAMES} {protocol} dport {DNS_PORT} goto refuse\n" for protocol in ("udp", "tcp")]
+    return "".join(text)
+
+
+def collapsed(given: Iterable[str]) -> list[IPv4Network]:
+    """The IPv4 ones among these, sorted, without overlaps: a set of intervals takes none. Raises InvalidInput."""
+    networks = []
+    for text in given:
+        try:
+            networks.append(ip_network(text, strict=False))
+        except ValueError:
+            raise InvalidInput(f"{text[:60]!r} is no network or address.") from None
+    return list(collapse_addresses(network for network in networks if isinstance(network, IPv4Network)))
+
+
+def _elements(name: str, networks: Iterable[IPv4Network]) -> str:
+    listed = ", ".join(f"{network[0]}-{network[-1]}" if network.num_addresses > 1 else str(network[0]) for network in networks)
+    return f"add element inet torpor {name} {{ {listed} }}\n" if listed else ""
 
 
 def table_name(tag: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from torpor.model.sandbox import Condition, EndReason, NetworkMode
+from torpor.model.sandbox import Condition, Egress, EndReason, NetworkMode
 from torpor.model.shapes import Shape
 from torpor.ports.guest import Guest
 
@@ -42,7 +42,8 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a create is to make. `source`: a template's name on the host, or the id of a SNAPSHOT artefact; `names`: variables the guest is told."""
+    """What a create is to make. `source`: a template's name on the host, or the id of a SNAPSHOT artefact; `names`: variables the guest is told; `egress`
+    counts from its first packet on and stays with it over pauses."""
 
     sandbox_id: str
     operation_id: str
@@ -51,6 +52,7 @@ class Order:
     network: NetworkMode
     hostname: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    egress: Egress = field(default_factory=Egress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class HostTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the host has, and what is free of it now. `accepts` False: a low-water mark is reached, `problem` says which."""
+    """What the host has, and what is free of it now. `accepts` False: a low-water mark is reached, `problem` says which. `no_network`: why its sandboxes
+    cannot have one, '' where they can."""
 
     vcpus: int
     memory_mib: int
@@ -94,6 +97,7 @@ class Capacity:
     free_disk_bytes: int
     accepts: bool = True
     problem: str = ""
+    no_network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,11 @@ class Host(Protocol):
     async def fork(self, sandbox_id: str, orders: Sequence[Order]) -> Sequence[Machine]:
         """Children of a running sandbox, which runs on: all or none. `source`, `shape` and `network` of the orders are not looked at: they are the source's.
         Asked again for children that are all there, it answers with them. Raises as snapshot and create."""
+        ...
+
+    async def set_egress(self, sandbox_id: str, egress: Egress) -> None:
+        """In the place of what it had, for open connections too; kept for later starts. One without a network takes it as well. Raises NotFound, Denied,
+        InvalidInput (no network or address), HostError: then what it had holds, or, for later starts, the new."""
         ...
 
     async def kill(self, sandbox_id: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from torpor.model.sandbox import NetworkMode
+from torpor.model.sandbox import Egress, NetworkMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Networks(Protocol):
         """A clean slot: no traffic of an earlier user possible. None for OFF. Takes a pooled slot at once if there is
         one and refills in the
         background. Raises NoPermission (no root), MissingTool (nft), NoSpace (slots exhausted)."""
+        ...
+
+    async def restrict(self, slot: NetworkSlot, egress: Egress) -> None:
+        """Where the slot's guest may go, in the place of what was said before; also for connections that are open. All of it counts at once, or nothing.
+        Raises InvalidInput (what is no network or address), NotFound (a slot not in use), HostError: then what was said before holds."""
         ...
 
     async def open_tap(self, slot: NetworkSlot) -> int:

@@ -40,6 +40,8 @@ from torpor.model.records import (
     TeamSample,
     TeamSummary,
     Template,
+    TemplateKind,
+    TemplateTag,
     Tier,
     Token,
     Tries,
@@ -61,13 +63,24 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class SandboxFilter:
-    """None or empty: any. `template`: its name or its id. `labels` must all match."""
+    """None or empty: any. `template`: its name or its id. `labels` must all match. `since`: made then or later. A cursor belongs to one order."""
 
     team_id: str = ""
     states: Collection[SandboxState] = ()
     template: str = ""
     labels: Mapping[str, str] | None = None
     dialect: str = ""
+    since: float | None = None
+    oldest_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateFilter:
+    """None or empty: any. `sandbox_id`: of which they were made."""
+
+    kind: TemplateKind | None = None
+    name: str = ""
+    sandbox_id: str = ""
 
 
 class Sandboxes(Protocol):
@@ -85,7 +98,7 @@ class Sandboxes(Protocol):
         ...
 
     async def list(self, wanted: SandboxFilter, *, cursor: str = "", limit: int = 100) -> Page[Sandbox]:
-        """Newest first. Raises InvalidInput for a cursor it did not make."""
+        """Newest first, unless wanted otherwise. Raises InvalidInput for a cursor it did not make."""
         ...
 
     async def on_host(self, host_id: str) -> Sequence[Sandbox]:
@@ -134,7 +147,7 @@ class Templates(Protocol):
 
     async def remove(self, template_id: str) -> None: ...
 
-    async def list(self, team_id: str, *, platform: bool = True, cursor: str = "", limit: int = 100) -> Page[Template]:
+    async def list(self, team_id: str, *, platform: bool = True, only: TemplateFilter | None = None, cursor: str = "", limit: int = 100) -> Page[Template]:
         """READY ones, newest first; with the platform team's where `platform`. `team_id` '': every team's."""
         ...
 
@@ -143,6 +156,20 @@ class Templates(Protocol):
         ...
 
     async def stored_bytes(self, team_id: str) -> int: ...
+
+    async def tag(self, tag: TemplateTag) -> None:
+        """In the place of what the tag of that name pointed to."""
+        ...
+
+    async def tagged(self, team_id: str, name: str) -> Sequence[TemplateTag]:
+        """The tags of a name, the latest assigned first."""
+        ...
+
+    async def tags_of(self, template_id: str) -> Sequence[TemplateTag]:
+        """The tags that point to it, the latest assigned first."""
+        ...
+
+    async def untag(self, tag_id: str) -> None: ...
 
 
 class Teams(Protocol):
@@ -231,6 +258,8 @@ class Keys(Protocol):
     async def renew(self, team_id: str, key_id: str, digest: str, prefix: str) -> bool:
         """Gives a key that was never used and not revoked another secret; whether there was such a one."""
         ...
+
+    async def rename(self, team_id: str, key_id: str, name: str) -> None: ...
 
     async def touch(self, used: Mapping[str, float]) -> None:
         """Key id -> last use, many at once."""

@@ -20,16 +20,22 @@ _HOLD = "first start"
 
 @dataclass(frozen=True, slots=True)
 class FirstStart:
-    """What was made: of an installation that had teams, but no users yet, the administrator only (`key` '' then). Key and password are kept nowhere."""
+    """What was made: of an installation that had teams, but no users yet, the administrator only (`key` '' then). `e2b_key` opens the same as `key`. Keys and
+    password are kept nowhere."""
 
     team_id: str
     key: str
     email: str = ""
     password: str = ""
+    e2b_key: str = ""
 
 
-def new_key() -> str:
-    return "trp_" + secrets.token_hex(20)
+NATIVE_PREFIX, E2B_PREFIX = "trp_", "e2b_"
+"""What a key begins with; E2B's clients look for theirs. It opens the same."""
+
+
+def new_key(shape: str = NATIVE_PREFIX) -> str:
+    return shape + secrets.token_hex(20)
 
 
 async def first_start(context: Context, passwords: Passwords | None = None) -> FirstStart | None:
@@ -42,23 +48,27 @@ async def first_start(context: Context, passwords: Passwords | None = None) -> F
     async with context.store.write() as records:
         await records.hold(_HOLD)
         try:
-            team_id, key = ("", "") if await records.teams.count() else await _teams(context, records)
+            team_id, key, e2b_key = ("", "", "") if await records.teams.count() else await _teams(context, records)
             if await records.users.count():
-                return FirstStart(team_id, key) if key else None
+                return FirstStart(team_id, key, e2b_key=e2b_key) if key else None
             await _admin(context, records, hashed, team_id)
         except Conflict:  # another process was first
             return None
-    return FirstStart(team_id, key, ADMIN_EMAIL, password)
+    return FirstStart(team_id, key, ADMIN_EMAIL, password, e2b_key)
 
 
-async def _teams(context: Context, records: Records) -> tuple[str, str]:
-    now, team_id, key = context.now(), context.new_id(), new_key()
+async def _teams(context: Context, records: Records) -> tuple[str, str, str]:
+    now, team_id = context.now(), context.new_id()
     await records.teams.add(Team(PLATFORM_TEAM, "Platform", "platform", now))
     await records.teams.add(Team(team_id, "Default", new_slug(), now))
-    first = ApiKey(context.new_id(), team_id, "first key", digest_of(key), key[:10], now)
-    await records.keys.add(first)
-    await records.audit.add(AuditEntry(team_id, now, SYSTEM, "api_key", first.id, "create", AuditStatus.SUCCESS, metadata={"name": first.name}))
-    return team_id, key
+    keys = []
+    for name, shape in (("first key", NATIVE_PREFIX), ("first key for E2B's clients", E2B_PREFIX)):
+        secret = new_key(shape)
+        key = ApiKey(context.new_id(), team_id, name, digest_of(secret), secret[:10], now)
+        await records.keys.add(key)
+        await records.audit.add(AuditEntry(team_id, now, SYSTEM, "api_key", key.id, "create", AuditStatus.SUCCESS, metadata={"name": key.name}))
+        keys.append(secret)
+    return team_id, keys[0], keys[1]
 
 
 async def _admin(context: Context, records: Records, hashed: str, team_id: str) -> None:

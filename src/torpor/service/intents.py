@@ -18,7 +18,8 @@ Prepare = Callable[[Records, Sandbox, Operation], Awaitable[Operation]]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """An operation wanted of a sandbox. `team_id` '' is anybody's. `key` and `digest`: an idempotency key and the request it stands for."""
+    """An operation wanted of a sandbox. `team_id` '' is anybody's. `key` and `digest`: an idempotency key and the request it stands for. `span`: see
+    Operation."""
 
     kind: OperationKind
     actor: Actor
@@ -29,6 +30,7 @@ class Wish:
     request_id: str = ""
     key: str = ""
     digest: str = ""
+    span: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ async def intend(context: Context, sandbox_id: str, wish: Wish, prepare: Prepare
         if verdict is not Verdict.ACCEPTED:
             return Intent(before, before, before.operation.id if verdict is Verdict.JOIN and before.operation else "")
         until = now + context.policy.deadlines[wish.kind]
-        operation = Operation(context.new_id(), wish.kind, now, until, wish.target, wish.cause, wish.leads_to)
+        operation = Operation(context.new_id(), wish.kind, now, until, wish.target, wish.cause, wish.leads_to, wish.span)
         if wish.key:
             await records.memory.finish(before.team_id, wish.key, operation.id)
         if prepare is not None:

@@ -12,7 +12,7 @@ from torpor.ports.records import Records
 from torpor.service.access import Access, digest_of
 from torpor.service.caller import Caller
 from torpor.service.context import Context
-from torpor.service.first import new_key
+from torpor.service.first import NATIVE_PREFIX, new_key
 from torpor.service.idempotency import recall
 from torpor.service.scopes import SCOPES
 
@@ -32,19 +32,20 @@ class Keys:
         scopes: Collection[str] = (),
         expires_at: float | None = None,
         *,
+        shape: str = NATIVE_PREFIX,
         idempotency_key: str = "",
         request_digest: str = "",
     ) -> tuple[ApiKey, str]:
-        """The key's record and the key itself. `scopes` empty: everything a key may do. Asked again with the same idempotency key: the same record, with a
-        new secret in the place of the one that got lost; without one ('') when the first was used already. Raises Forbidden (a member who is neither owner
-        nor admin; a limited key that would make a wider one), InvalidInput (an unknown scope, an expiry that is over, too many keys), Conflict (the
-        idempotency key was used for another request), NotFound (what it made was revoked)."""
+        """The key's record and the key itself, which begins with `shape`. `scopes` empty: everything a key may do. Asked again with the same idempotency key:
+        the same record, with a new secret in the place of the one that got lost; without one ('') when the first was used already. Raises Forbidden (a member
+        who is neither owner nor admin; a limited key that would make a wider one), InvalidInput (an unknown scope, an expiry that is over, too many keys),
+        Conflict (the idempotency key was used for another request), NotFound (what it made was revoked)."""
         _demand_standing(caller)
         if unknown := set(scopes) - set(SCOPES):
             raise InvalidInput(f"There is no scope {min(unknown)[:40]!r}.", mend=f"Known: {', '.join(SCOPES)}.")
         if caller.scopes and not (scopes and set(scopes) <= caller.scopes):
             raise Forbidden("A limited key makes keys within its own scopes only.")
-        now, secret = self._context.now(), new_key()
+        now, secret = self._context.now(), new_key(shape)
         if expires_at is not None and expires_at <= now:
             raise InvalidInput("The expiry is over already.")
         ordered = tuple(scope for scope in SCOPES if scope in scopes)
@@ -77,6 +78,18 @@ class Keys:
         async with self._context.store.look() as records:
             users = [await records.users.get(made_by) for made_by in {key.created_by for key in keys} if made_by]
         return {user.id: user.email for user in users if user is not None}
+
+    async def rename(self, caller: Caller, key_id: str, name: str) -> None:
+        """Raises Forbidden as create, NotFound as revoke."""
+        _demand_standing(caller)
+        now = self._context.now()
+        async with self._context.store.write() as records:
+            before = await records.keys.get(caller.team_id, key_id)
+            if before is None or before.revoked_at is not None:
+                raise NotFound("There is no such key.")
+            await records.keys.rename(caller.team_id, key_id, name.strip() or UNNAMED)
+            await self._tell(records, caller, replace(before, name=name), "rename", AuditStatus.SUCCESS, now)
+        self._access.forget()
 
     async def revoke(self, caller: Caller, key_id: str) -> ApiKey:
         """Counts at once in this process, within a second in all. Raises Forbidden as create, NotFound for one that is unknown, another team's or revoked."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torpor.model.errors import Denied, TorporError
-from torpor.model.records import SYSTEM, Actor, AuditEntry, AuditStatus, Event, Operation, OperationKind, Sandbox, SandboxState
+from torpor.model.records import DISK_ONLY, SYSTEM, Actor, AuditEntry, AuditStatus, Event, Operation, OperationKind, Sandbox, SandboxState
 from torpor.model.sandbox import EndReason
 from torpor.ports.bus import Notice
 from torpor.ports.hosts import Machine, MachineStatus
@@ -26,6 +26,8 @@ EVENTS = {S.STOPPED: "capsule.destroyed"}
 """Names of events that are not `capsule.` and the state's own name."""
 ACTIONS = {K.KILL: "destroy"}
 """Audit actions that are not the operation's own name."""
+LEAST_SPAN = 300.0
+"""Seconds that a sandbox with a span of its own lives at least when it is started without a word about it."""
 FAILED = "capsule.failed"
 CREATED = "capsule.created"
 
@@ -69,9 +71,6 @@ def running(before: Sandbox, machine: Machine, now: float) -> Sandbox:
     """A machine that ran already keeps the beginning of its life; one that starts counts as active now, and a life that was measured out and has run out
     gets the same span again."""
     started = before.started_at or now
-    deadline = before.deadline
-    if before.started_at is None and deadline is not None and deadline <= now and before.operation is not None:
-        deadline = now + max(60.0, deadline - before.created_at)
     return following(
         before,
         now,
@@ -80,14 +79,40 @@ def running(before: Sandbox, machine: Machine, now: float) -> Sandbox:
         machine_id=machine.machine_id,
         shape=machine.shape,
         started_at=started,
-        deadline=deadline,
+        deadline=_deadline(before, now),
+        terms=replace(before.terms, cold=False),
         last_active_at=max(before.last_active_at, now) if before.started_at is None else before.last_active_at,
         stored_bytes=machine.stored_bytes,
     )
 
 
+def _deadline(before: Sandbox, now: float) -> float | None:
+    """Of a machine that runs. One that has its span from its Terms has no deadline before it starts again."""
+    span, operation, deadline = before.terms.span, before.operation, before.deadline
+    if operation is not None and operation.span is not None and before.started_at is None:
+        return now + operation.span
+    if span > 0 and deadline is None:
+        return now + max(LEAST_SPAN, span)
+    if before.started_at is None and deadline is not None and deadline <= now and operation is not None:
+        return now + (span or max(60.0, deadline - before.created_at))
+    return deadline
+
+
 def paused(before: Sandbox, machine: Machine, now: float) -> Sandbox:
-    return following(before, now, state=S.PAUSED, operation=None, machine_id=machine.machine_id, started_at=None, stored_bytes=machine.stored_bytes)
+    operation, terms = before.operation, before.terms
+    if operation is not None and operation.kind is K.PAUSE:
+        terms = replace(terms, cold=operation.target == DISK_ONLY)
+    return following(
+        before,
+        now,
+        state=S.PAUSED,
+        operation=None,
+        machine_id=machine.machine_id,
+        started_at=None,
+        stored_bytes=machine.stored_bytes,
+        deadline=None if terms.span else before.deadline,
+        terms=terms,
+    )
 
 
 def ended(before: Sandbox, now: float, reason: EndReason, note: str, *, state: SandboxState = S.STOPPED) -> Sandbox:

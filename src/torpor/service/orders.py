@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torpor.model.errors import HostUnavailable, NotFound
-from torpor.model.records import Operation, OperationKind, Sandbox, SandboxState, Template
+from torpor.log import Log
+from torpor.model.errors import GuestError, HostUnavailable, NotFound
+from torpor.model.records import DISK_ONLY, Operation, OperationKind, Sandbox, SandboxState, Template
 from torpor.ports.hosts import Host, Machine, Order, Stored
 from torpor.service.context import Context
+
+log = Log()
 
 K = OperationKind
 
@@ -39,6 +42,8 @@ class Orders:
             case K.CREATE:
                 machine = await host.create(_order(sandbox, operation, (await self._template(sandbox.template_id)).source))
             case K.PAUSE:
+                if operation.target == DISK_ONLY:
+                    await self._settle_disk(host, sandbox)
                 machine = await host.pause(sandbox.id)
             case K.RESUME:
                 machine = await host.resume(sandbox.id)
@@ -54,6 +59,14 @@ class Orders:
                 await host.kill(sandbox.id)
                 return Arrivals({sandbox.id: None})
         return Arrivals({sandbox.id: machine})
+
+    async def _settle_disk(self, host: Host, sandbox: Sandbox) -> None:
+        """What the guest has written is on its disk, which alone is kept. One that does not answer is paused all the same: its file system has a journal."""
+        try:
+            guest = await host.guest(sandbox.id)
+            await self._context.ask(guest.sync(), self._context.policy.clearing_patience)
+        except (GuestError, HostUnavailable, NotFound) as error:
+            log.warning("disk_not_settled", sandbox=sandbox.id, error=str(error))
 
     async def look(self, sandbox: Sandbox) -> Seen:
         """What its host says of it now, within the policy's patience. Raises nothing."""
@@ -90,4 +103,4 @@ class Orders:
 
 
 def _order(sandbox: Sandbox, operation: Operation, source: str) -> Order:
-    return Order(sandbox.id, operation.id, source, sandbox.shape, sandbox.network, names=dict(sandbox.env))
+    return Order(sandbox.id, operation.id, source, sandbox.shape, sandbox.network, names=dict(sandbox.env), egress=sandbox.egress)

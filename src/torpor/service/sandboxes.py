@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from torpor.lifecycle.sandbox import FINAL, demand_running
+from torpor.lifecycle.sandbox import FINAL, demand_running, demand_settled
 from torpor.model.errors import Conflict, Denied, DenyReason, Forbidden, GuestLost, HostUnavailable, InvalidInput, NotFound
 from torpor.model.records import (
+    DISK_ONLY,
     PLATFORM_TEAM,
     Chore,
     ChoreKind,
-    Egress,
     Exposure,
     Operation,
     OperationKind,
     Remembered,
+    Reserved,
     Sandbox,
     SandboxState,
     Template,
     TemplateKind,
     TemplateState,
+    Terms,
     TimeoutAction,
 )
-from torpor.model.sandbox import NetworkMode
+from torpor.model.sandbox import Egress, NetworkMode
 from torpor.model.shapes import Shape
 from torpor.ports.guest import Guest
 from torpor.ports.records import Page, Records, SandboxFilter
@@ -38,6 +40,7 @@ from torpor.service.moves import Because
 from torpor.service.operations import Operations, Started
 from torpor.service.reconcile import Reconciler
 from torpor.service.snapshots import NewSnapshot, check_template_name, may_see
+from torpor.service.surroundings import marks
 
 __all__ = ["CreateRequest", "Sandboxes", "Started"]
 
@@ -50,7 +53,8 @@ _WAKE_PATIENCE = 120.0
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """What a new sandbox is to be. `template`: a name of the team's or the platform's, or an id. `deadline` is absolute, `idle_timeout` seconds (0: none)."""
+    """What a new sandbox is to be. `template`: a name of the team's or the platform's, or an id. `deadline` is absolute, `idle_timeout` seconds (0: none).
+    `network_where_possible`: with a network on a host that has any, else without."""
 
     template: str
     vcpus: int = 1
@@ -66,6 +70,8 @@ class CreateRequest:
     dialect: str = "native"
     exposure: Exposure = field(default_factory=Exposure)
     egress: Egress = field(default_factory=Egress)
+    terms: Terms = field(default_factory=Terms)
+    network_where_possible: bool = False
 
 
 class Sandboxes:
@@ -94,6 +100,8 @@ class Sandboxes:
                 if known is not None:
                     return await self._again(records, known, request_digest)
             sandbox = await self._place(records, sandbox, template, room)
+            if request.network_where_possible:
+                sandbox = replace(sandbox, network=NetworkMode.OFF if room[sandbox.host_id].no_network else NetworkMode.ON)
             await records.sandboxes.add(sandbox)
             await records.events.add(moves.begun(sandbox, caller.actor))
         await self._operations.written(sandbox)
@@ -128,12 +136,13 @@ class Sandboxes:
             on_timeout=request.on_timeout,
             auto_resume=request.auto_resume,
             labels=dict(request.labels),
-            env=dict(request.env),
+            env={**request.env, **marks(request.dialect, sandbox_id, template.id)},
             operation=Operation(sandbox_id, K.CREATE, now, until, template.id),
             dialect=request.dialect,
             created_by=caller.actor.id,
             exposure=request.exposure,
             egress=request.egress,
+            terms=request.terms,
         )
 
     async def _place(self, records: Records, sandbox: Sandbox, template: Template, room: Room) -> Sandbox:
@@ -152,8 +161,11 @@ class Sandboxes:
             raise NotFound("What this Idempotency-Key made is gone.")
         return Started(sandbox, sandbox.id)
 
-    async def fork(self, caller: Caller, sandbox_id: str, count: int = 1, *, idempotency_key: str = "", request_digest: str = "") -> Sequence[Started]:
-        """`count` children of a running sandbox, which runs on: all or none. Raises as create, and Denied."""
+    async def fork(
+        self, caller: Caller, sandbox_id: str, count: int = 1, *, span: float | None = None, idempotency_key: str = "", request_digest: str = ""
+    ) -> Sequence[Started]:
+        """`count` children of a running sandbox, which runs on: all or none. `span`: the seconds that they live; None: as long as the source. Raises as
+        create, and Denied."""
         if not 1 <= count <= self._context.policy.most_children:
             raise InvalidInput(f"{count} copies: 1 to {self._context.policy.most_children} at a time.")
         source = await self.get(caller, sandbox_id)
@@ -164,7 +176,7 @@ class Sandboxes:
             await self._admission.demand_limits(records, before.team_id, before.shape, count)
             await self._admission.demand_storage(records, before.team_id)
             await self._admission.place(records, room, before.shape, count)
-            children[:] = [self._child(caller, before, operation) for _ in range(count)]
+            children[:] = [self._child(caller, before, operation, span) for _ in range(count)]
             if idempotency_key:
                 await records.memory.finish(before.team_id, idempotency_key, " ".join([operation.id, *(child.id for child in children)]))
             for child in children:
@@ -172,7 +184,7 @@ class Sandboxes:
                 await records.events.add(moves.begun(child, caller.actor))
             return operation
 
-        wish = replace(self._wish(caller, K.FORK), key=idempotency_key, digest=request_digest)
+        wish = replace(self._wish(caller, K.FORK), key=idempotency_key, digest=request_digest, span=span)
         started = await self._operations.begin(sandbox_id, wish, prepare, [HOLD])
         if not children:  # the key was used before
             return await self._known_children(started.operation_id)
@@ -186,12 +198,12 @@ class Sandboxes:
             children = [await records.sandboxes.get(child_id) for child_id in ids]
         return [Started(child, operation_id) for child in children if child is not None]
 
-    def _child(self, caller: Caller, source: Sandbox, operation: Operation) -> Sandbox:
-        now = operation.started_at
-        span = None if source.deadline is None else max(60.0, source.deadline - source.created_at)
+    def _child(self, caller: Caller, source: Sandbox, operation: Operation, given: float | None) -> Sandbox:
+        now, child_id = operation.started_at, self._context.new_id()
+        span = given if given is not None else None if source.deadline is None else max(60.0, source.deadline - source.created_at)
         return replace(
             source,
-            id=self._context.new_id(),
+            id=child_id,
             state=S.STARTING,
             generation=1,
             created_at=now,
@@ -203,21 +215,25 @@ class Sandboxes:
             operation=replace(operation, target=source.id),
             stored_bytes=0,
             created_by=caller.actor.id,
+            env={**source.env, **marks(source.dialect, child_id, source.template_id)},
+            terms=source.terms if given is None or not source.terms.span else replace(source.terms, span=given),
         )
 
     # -- changing --------------------------------------------------------------------------------------------------------------------
 
-    async def pause(self, caller: Caller, sandbox_id: str) -> Started:
-        """Raises NotFound, Denied. Paused already, or about to be: the same."""
-        return await self._operations.begin(sandbox_id, self._wish(caller, K.PAUSE))
+    async def pause(self, caller: Caller, sandbox_id: str, *, keeps_memory: bool = True) -> Started:
+        """Without its memory it starts from its own disk the next time, which has all that was written. Raises NotFound, Denied. Paused already, or about to
+        be: the same."""
+        return await self._operations.begin(sandbox_id, self._wish(caller, K.PAUSE, target="" if keeps_memory else DISK_ONLY))
 
-    async def resume(self, caller: Caller, sandbox_id: str) -> Started:
-        """Raises NotFound, Denied, QuotaExceeded, Overloaded, HostUnavailable."""
-        return await self._wake(caller, sandbox_id, self._wish(caller, K.RESUME))
+    async def resume(self, caller: Caller, sandbox_id: str, *, span: float | None = None) -> Started:
+        """Where it stood, or, if its memory was given up, from its own disk. `span`: the seconds of life that it gets; None: as its Terms say. Raises NotFound,
+        Denied, QuotaExceeded, Overloaded, HostUnavailable."""
+        return await self._wake(caller, sandbox_id, replace(self._wish(caller, K.RESUME), span=span))
 
-    async def cold_boot(self, caller: Caller, sandbox_id: str) -> Started:
+    async def cold_boot(self, caller: Caller, sandbox_id: str, *, span: float | None = None) -> Started:
         """Of a paused sandbox, from its own disk; its memory is lost. Raises as resume."""
-        return await self._wake(caller, sandbox_id, self._wish(caller, K.COLD_BOOT))
+        return await self._wake(caller, sandbox_id, replace(self._wish(caller, K.COLD_BOOT), span=span))
 
     async def rollback(self, caller: Caller, sandbox_id: str, snapshot: str) -> Started:
         """To a snapshot by name or id, on the same host, of the same vCPUs and memory. What the sandbox did since is lost. Raises as resume, InvalidInput."""
@@ -276,24 +292,56 @@ class Sandboxes:
         now = self._context.now()
         if idle_timeout < 0 or (deadline is not None and deadline <= now):
             raise InvalidInput("The idle time-out cannot be negative, nor the deadline be over.")
+
+        def change(before: Sandbox) -> Sandbox:
+            action = on_timeout or before.on_timeout
+            return moves.following(before, now, idle_timeout=idle_timeout, deadline=deadline, on_timeout=action, last_active_at=now)
+
+        return await self._change(caller, sandbox_id, change)
+
+    async def set_deadline(self, caller: Caller, sandbox_id: str, seconds: float, *, only_later: bool = False) -> Sandbox:
+        """A running sandbox ends so many seconds from now, 0: now. `only_later`: unless it would end later anyway. Raises NotFound, Denied unless it runs."""
+        now = self._context.now()
+
+        def change(before: Sandbox) -> Sandbox:
+            demand_running(before.state)
+            if only_later and (before.deadline is None or before.deadline >= now + seconds):
+                return before
+            return moves.following(before, now, deadline=now + seconds)
+
+        return await self._change(caller, sandbox_id, change)
+
+    async def set_egress(self, caller: Caller, sandbox_id: str, egress: Egress) -> Sandbox:
+        """From the answer on, also for connections that are open. Raises NotFound, Denied (it has ended, or something is under way), HostUnavailable and what
+        a host raises: then it is as it was, or, where the answer was lost, as it is to be."""
+        before = await self.get(caller, sandbox_id)
+        demand_settled(before.state)
+        await self._context.ask(self._context.hosts.get(before.host_id).set_egress(sandbox_id, egress))
+        now = self._context.now()
+        return await self._change(caller, sandbox_id, lambda found: moves.following(found, now, egress=egress))
+
+    async def _change(self, caller: Caller, sandbox_id: str, change: Callable[[Sandbox], Sandbox]) -> Sandbox:
+        """Writes what `change` makes of the record: the record itself, or its next."""
         for _ in range(_TRIES):
             async with self._context.store.write() as records:
                 before = await self._mine(records, caller, sandbox_id)
                 if before.state in FINAL:
                     raise Denied(DenyReason.ENDED, f"The sandbox is {before.state.value}.")
-                action = on_timeout or before.on_timeout
-                after = moves.following(before, now, idle_timeout=idle_timeout, deadline=deadline, on_timeout=action, last_active_at=now)
-                if await records.sandboxes.swap(before, after):
+                after = change(before)
+                if after is before or await records.sandboxes.swap(before, after):
                     break
         else:
             raise Denied(DenyReason.BUSY, "The sandbox changes all the time.", mend="Try again.")
-        await self._operations.written(after)
+        if after is not before:
+            await self._operations.written(after)
         return after
 
     async def _wake(self, caller: Caller, sandbox_id: str, wish: Wish) -> Started:
         sandbox = await self.get(caller, sandbox_id)
         if sandbox.state is not S.PAUSED:
             return await self._operations.begin(sandbox_id, wish)
+        if sandbox.terms.cold and wish.kind is K.RESUME:
+            wish = replace(wish, kind=K.COLD_BOOT)
         room = await self._admission.room(sandbox.host_id)
 
         async def prepare(records: Records, before: Sandbox, operation: Operation) -> Operation:
@@ -318,6 +366,11 @@ class Sandboxes:
             wanted = replace(wanted, team_id=caller.team_id)
         async with self._context.store.look() as records:
             return await records.sandboxes.list(wanted, cursor=cursor, limit=limit)
+
+    async def held(self, caller: Caller) -> Reserved:
+        """What the caller's team holds now."""
+        async with self._context.store.look() as records:
+            return await records.sandboxes.reserved(team_id=caller.team_id)
 
     async def ping(self, caller: Caller, sandbox_id: str) -> Sandbox:
         """Counts as activity. Raises NotFound, Denied unless it runs."""
@@ -346,7 +399,7 @@ class Sandboxes:
         operation = sandbox.operation
         if operation is not None and (sandbox.state in (S.STARTING, S.RESUMING) or (sandbox.auto_resume and _falls_asleep(sandbox.state, operation))):
             sandbox = await self.settled(sandbox_id, operation.id, _WAKE_PATIENCE)
-        if sandbox.state is S.PAUSED and sandbox.auto_resume:
+        if sandbox.state is S.PAUSED and sandbox.auto_resume and not sandbox.terms.cold:
             started = await self._wake(caller, sandbox_id, replace(self._wish(caller, K.RESUME), cause="traffic"))
             sandbox = await self.settled(sandbox_id, started.operation_id, _WAKE_PATIENCE)
         if sandbox.state is S.MISSING:

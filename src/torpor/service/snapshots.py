@@ -2,7 +2,7 @@
 
 intent      record CREATING, which holds the name (beside the old one's record, when it is to be replaced)
 host        the snapshot, ordered under the record's id: asked again, the same one
-complete    one transaction: READY with the artefact's id; the one it replaces DELETING
+complete    one transaction: READY with the artefact's id; the one it replaces DELETING, or, where a tag points to it, without its name
 abandon     DELETING, whenever nobody works at it any more
 remove      the host's bytes, then the record
 """
@@ -90,12 +90,13 @@ async def complete(records: Records, template_id: str, stored: Stored, because: 
         return []
     old = await records.templates.get(template.replaces) if template.replaces else None
     if old is not None:
-        old = replace(old, state=TemplateState.DELETING)
+        kept = bool(await records.templates.tags_of(old.id))
+        old = replace(old, name=check_template_name("")) if kept else replace(old, state=TemplateState.DELETING)
         await records.templates.update(old)
     ready = replace(template, state=TemplateState.READY, source=stored.artefact_id, shape=stored.shape, size_bytes=stored.size_bytes, replaces="")
     await records.templates.update(ready)
     await tell(records, ready, "created", because.actor, now, because.request_id)
-    return [old] if old is not None else []
+    return [old] if old is not None and old.state is TemplateState.DELETING else []
 
 
 async def abandon(records: Records, template_id: str) -> list[Template]:

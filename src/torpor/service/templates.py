@@ -9,7 +9,7 @@ from torpor.model.errors import Conflict, Denied, DenyReason, Forbidden, HostUna
 from torpor.model.records import PLATFORM_TEAM, Template, TemplateKind, TemplateState
 from torpor.ports.bus import Notice
 from torpor.ports.hosts import HostTemplate
-from torpor.ports.records import Page
+from torpor.ports.records import Page, TemplateFilter
 from torpor.service import snapshots
 from torpor.service.caller import Caller
 from torpor.service.context import Context
@@ -24,10 +24,10 @@ class Templates:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def list(self, caller: Caller, *, platform: bool = True, cursor: str = "", limit: int = 100) -> Page[Template]:
+    async def list(self, caller: Caller, *, platform: bool = True, only: TemplateFilter | None = None, cursor: str = "", limit: int = 100) -> Page[Template]:
         """READY ones of the team and, with `platform`, of everybody; newest first. Of an administrator without a team: of all teams."""
         async with self._context.store.look() as records:
-            return await records.templates.list("" if _is_over_all(caller) else caller.team_id, platform=platform, cursor=cursor, limit=limit)
+            return await records.templates.list("" if _is_over_all(caller) else caller.team_id, platform=platform, only=only, cursor=cursor, limit=limit)
 
     async def find(self, caller: Caller, name: str) -> Template:
         """By name, the team's own first, or by id. Raises NotFound."""

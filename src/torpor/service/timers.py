@@ -13,7 +13,7 @@ import asyncio
 from torpor.lifecycle.sandbox import FINAL
 from torpor.log import Log
 from torpor.model.errors import Denied, TorporError
-from torpor.model.records import SYSTEM, OperationKind, Sandbox, SandboxState, TimeoutAction
+from torpor.model.records import DISK_ONLY, SYSTEM, OperationKind, Sandbox, SandboxState, TimeoutAction
 from torpor.service.activity import Activity
 from torpor.service.context import Context
 from torpor.service.intents import Wish
@@ -98,7 +98,8 @@ class Timers:
             return
         kind = K.KILL if sandbox.on_timeout is TimeoutAction.KILL else K.PAUSE
         try:
-            await self._operations.begin(sandbox.id, Wish(kind, SYSTEM, cause="timeout" if over else "idle"))
+            target = DISK_ONLY if kind is K.PAUSE and not sandbox.terms.keeps_memory else ""
+            await self._operations.begin(sandbox.id, Wish(kind, SYSTEM, cause="timeout" if over else "idle", target=target))
         except Denied:  # it changed a moment ago
             return
         except TorporError as error:

@@ -34,6 +34,7 @@ _REVOKE_IN_TEAM = (
     .returning(*KEY.columns)
 )
 _RENEW = update(tables.api_keys).where(*_OF_TEAM, _K.last_used_at.is_(None), _K.revoked_at.is_(None))
+_RENAME = update(tables.api_keys).where(*_OF_TEAM)
 _TOUCH = (
     update(tables.api_keys)
     .where(_K.id == bindparam("which"), or_(_K.last_used_at.is_(None), _K.last_used_at < bindparam("at")))
@@ -96,6 +97,9 @@ class KeyRows:
 
     async def renew(self, team_id: str, key_id: str, digest: str, prefix: str) -> bool:
         return await self._db.change(_RENEW, {"team": team_id, "which": key_id, "digest": digest, "prefix": prefix}) > 0
+
+    async def rename(self, team_id: str, key_id: str, name: str) -> None:
+        await self._db.change(_RENAME, {"team": team_id, "which": key_id, "name": name})
 
     async def touch(self, used: Mapping[str, float]) -> None:
         if used:

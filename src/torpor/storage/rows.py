@@ -13,7 +13,6 @@ from torpor.model.records import (
     ChoreKind,
     Delivery,
     DeliveryState,
-    Egress,
     Event,
     Exposure,
     Limits,
@@ -31,6 +30,8 @@ from torpor.model.records import (
     Template,
     TemplateKind,
     TemplateState,
+    TemplateTag,
+    Terms,
     TimeoutAction,
     Token,
     Tries,
@@ -38,7 +39,7 @@ from torpor.model.records import (
     User,
     UserStatus,
 )
-from torpor.model.sandbox import EndReason, NetworkMode
+from torpor.model.sandbox import Egress, EndReason, NetworkMode
 from torpor.model.shapes import Shape
 from torpor.storage import tables
 from torpor.storage.codec import MAPPING, NAMES, PLAIN, Codec, choice, document, nested
@@ -78,6 +79,7 @@ SANDBOX = Codec(
         target=PLAIN,
         cause=PLAIN,
         leads_to=choice(SandboxState),
+        span=PLAIN,
     ),
     stored_bytes=PLAIN,
     end_reason=choice(EndReason),
@@ -87,6 +89,7 @@ SANDBOX = Codec(
     created_by=PLAIN,
     exposure=document(Exposure),
     egress=document(Egress),
+    terms=document(Terms),
 )
 
 TEMPLATE = Codec(
@@ -108,6 +111,8 @@ TEMPLATE = Codec(
     sandbox_id=PLAIN,
     metadata=MAPPING,
 )
+
+TAG = Codec(TemplateTag, tables.template_tags, id=PLAIN, team_id=PLAIN, name=PLAIN, tag=PLAIN, template_id=PLAIN, assigned_at=PLAIN)
 
 TEAM = Codec(
     Team,

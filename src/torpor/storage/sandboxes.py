@@ -74,7 +74,9 @@ class SandboxRows:
 
     async def list(self, wanted: SandboxFilter, *, cursor: str = "", limit: int = 100) -> Page[Sandbox]:
         statement = _OURS.where(*_conditions(wanted, self._db.dialect))
-        return await newest_first(self._db, "sandboxes", statement, ((_C.created_at, float), (_C.id, str)), cursor, limit, SANDBOX.record)
+        of = "sandboxes, oldest first" if wanted.oldest_first else "sandboxes"
+        key = ((_C.created_at, float), (_C.id, str))
+        return await newest_first(self._db, of, statement, key, cursor, limit, SANDBOX.record, oldest_first=wanted.oldest_first)
 
     async def on_host(self, host_id: str) -> Sequence[Sandbox]:
         return [SANDBOX.record(row) for row in await self._db.fetch(_ON_HOST, {"host_id": host_id}, heavy=True)]
@@ -122,6 +124,8 @@ def _conditions(wanted: SandboxFilter, dialect: Dialect) -> list[ColumnElement[b
         found.append(or_(_C.template == wanted.template, _C.template_id == wanted.template))
     if wanted.dialect:
         found.append(_C.dialect == wanted.dialect)
+    if wanted.since is not None:
+        found.append(_C.created_at >= wanted.since)
     if wanted.labels:
         found += _labelled(wanted.labels, dialect)
     return found

@@ -12,7 +12,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, Column, Computed, Double, Inde
 from sqlalchemy.dialects.postgresql import JSONB, TEXT
 from sqlalchemy.types import TypeEngine
 
-SCHEMA = "0004"
+SCHEMA = "0005"
 """The newest migration: what this program reads and writes."""
 
 metadata = MetaData()
@@ -88,6 +88,7 @@ sandboxes = Table(
     _text("operation_target", null=True),
     _text("operation_cause", null=True),
     _text("operation_leads_to", null=True),
+    _time("operation_span", null=True),
     _number("stored_bytes"),
     _text("end_reason", null=True),
     _text("end_note"),
@@ -96,6 +97,7 @@ sandboxes = Table(
     _text("created_by"),
     _json("exposure"),
     _json("egress"),
+    _json("terms"),
     Column("due_at", Double, Computed(DUE, persisted=True)),
     Column("live", BigInteger, Computed(LIVE, persisted=True)),
     PrimaryKeyConstraint("id", name="sandboxes_key"),
@@ -142,6 +144,20 @@ for _state in ("ready", "creating"):
         postgresql_where=text(f"state = '{_state}'"),
     )
 Index("templates_of_team", templates.c.team_id, templates.c.created_at, templates.c.id)
+
+template_tags = Table(
+    "template_tags",
+    metadata,
+    _text("id"),
+    _text("team_id"),
+    _text("name"),
+    _text("tag"),
+    _text("template_id"),
+    _time("assigned_at"),
+    PrimaryKeyConstraint("id", name="template_tags_key"),
+)
+Index("template_tags_names", template_tags.c.team_id, template_tags.c.name, template_tags.c.tag, unique=True)
+Index("template_tags_of_template", template_tags.c.template_id)
 
 teams = Table(
     "teams",

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from torpor.model.errors import NameTaken, NotFound
-from torpor.model.records import PLATFORM_TEAM, Template, TemplateState
-from torpor.ports.records import Page
+from torpor.model.records import PLATFORM_TEAM, Template, TemplateState, TemplateTag
+from torpor.ports.records import Page, TemplateFilter
 from torpor.storage import tables
 from torpor.storage.connection import Connection
 from torpor.storage.pages import newest_first
-from torpor.storage.rows import TEMPLATE
+from torpor.storage.rows import TAG, TEMPLATE
 
 _T = tables.templates
 _C = _T.c
@@ -31,6 +31,15 @@ _UPDATE = update(_T).where(_C.id == bindparam("which"))
 _REMOVE = delete(_T).where(_C.id == bindparam("which"))
 _UNSETTLED = _OURS.where(_C.state.in_(["creating", "deleting"])).order_by(_C.created_at, _C.id)
 _STORED = select(func.coalesce(func.sum(_C.size_bytes), 0)).where(_C.team_id == bindparam("team"))
+
+_TAGS = tables.template_tags
+_OF_NAME = (_TAGS.c.team_id == bindparam("team"), _TAGS.c.name == bindparam("called"))
+_RETAG = delete(_TAGS).where(*_OF_NAME, _TAGS.c.tag == bindparam("labelled"))
+_TAG = insert(_TAGS)
+_TAGGED = select(*TAG.columns).where(*_OF_NAME).order_by(_TAGS.c.assigned_at.desc(), _TAGS.c.id)
+_TAGS_OF = select(*TAG.columns).where(_TAGS.c.template_id == bindparam("which")).order_by(_TAGS.c.assigned_at.desc(), _TAGS.c.id)
+_UNTAG = delete(_TAGS).where(_TAGS.c.id == bindparam("which"))
+_UNTAG_ALL = delete(_TAGS).where(_TAGS.c.template_id == bindparam("which"))
 
 
 class TemplateRows:
@@ -60,10 +69,14 @@ class TemplateRows:
             raise NotFound("No such template.")
 
     async def remove(self, template_id: str) -> None:
+        await self._db.change(_UNTAG_ALL, {"which": template_id})
         await self._db.change(_REMOVE, {"which": template_id})
 
-    async def list(self, team_id: str, *, platform: bool = True, cursor: str = "", limit: int = 100) -> Page[Template]:
+    async def list(self, team_id: str, *, platform: bool = True, only: TemplateFilter | None = None, cursor: str = "", limit: int = 100) -> Page[Template]:
         statement = _OURS.where(_READY)
+        if only is not None:
+            wanted = {_C.kind: only.kind.value if only.kind else "", _C.name: only.name, _C.sandbox_id: only.sandbox_id}
+            statement = statement.where(*(column == value for column, value in wanted.items() if value))
         if team_id:
             statement = statement.where(_C.team_id.in_([team_id, PLATFORM_TEAM] if platform else [team_id]))
         elif not platform:
@@ -76,3 +89,16 @@ class TemplateRows:
     async def stored_bytes(self, team_id: str) -> int:
         (row,) = await self._db.fetch(_STORED, {"team": team_id})
         return int(row[0])
+
+    async def tag(self, tag: TemplateTag) -> None:
+        await self._db.change(_RETAG, {"team": tag.team_id, "called": tag.name, "labelled": tag.tag})
+        await self._db.change(_TAG, TAG.row(tag))
+
+    async def tagged(self, team_id: str, name: str) -> Sequence[TemplateTag]:
+        return [TAG.record(row) for row in await self._db.fetch(_TAGGED, {"team": team_id, "called": name})]
+
+    async def tags_of(self, template_id: str) -> Sequence[TemplateTag]:
+        return [TAG.record(row) for row in await self._db.fetch(_TAGS_OF, {"which": template_id})]
+
+    async def untag(self, tag_id: str) -> None:
+        await self._db.change(_UNTAG, {"which": tag_id})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torpor.model.errors import NotFound
-from torpor.model.sandbox import NetworkMode
+from torpor.model.sandbox import Egress, NetworkMode
 from torpor.ports.images import BootImages, Progress, Template
 from torpor.ports.network import NetworkSlot
 
@@ -82,6 +82,15 @@ class FakeNetworks:
         name = secrets.token_hex(4)
         (self._root / name).touch()
         return self.adopt(name)
+
+    async def restrict(self, slot: NetworkSlot, egress: Egress) -> None:
+        if slot.name not in self.held():
+            raise NotFound(f"There is no slot {slot.name}.")
+        (self._root / slot.name).write_text(f"{' '.join(egress.allow)}|{' '.join(egress.deny)}")
+
+    def said(self) -> list[str]:
+        """What each slot's guest may reach: `allow|deny`, '' for what was never restricted."""
+        return sorted((self._root / name).read_text() for name in self.held())
 
     async def open_tap(self, slot: NetworkSlot) -> int:
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

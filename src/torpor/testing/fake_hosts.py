@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from torpor.model.errors import Denied, DenyReason, GuestLost, HostUnavailable, NotFound, TorporError, VmmError
-from torpor.model.sandbox import EndReason, Identity
+from torpor.model.sandbox import Egress, EndReason, Identity
 from torpor.model.shapes import Shape
 from torpor.ports.hosts import Capacity, HostTemplate, Machine, MachineStatus, Order, Reading, Report, Stored
 
@@ -62,6 +62,9 @@ class FakeGuest:
         await self.ping()
         self.memory = text
 
+    async def sync(self) -> None:
+        await self.ping()
+
     async def ping(self) -> None:
         if self.lost:
             raise GuestLost("The fake guest is gone.")
@@ -76,6 +79,7 @@ class _Box:
     machine: Machine
     guest: FakeGuest
     kept: str = ""
+    egress: Egress = field(default_factory=Egress)
 
 
 @dataclass
@@ -139,6 +143,9 @@ class FakeHost:
         """What the guest remembers, or would after a resume."""
         box = self._boxes[sandbox_id]
         return box.guest.memory if box.machine.status is _STATUS.RUNNING else box.kept
+
+    def egress(self, sandbox_id: str) -> Egress:
+        return self._boxes[sandbox_id].egress
 
     def statuses(self) -> dict[str, MachineStatus]:
         return {name: box.machine.status for name, box in self._boxes.items()}
@@ -234,6 +241,12 @@ class FakeHost:
 
         return await self._call("fork", sandbox_id, fork)
 
+    async def set_egress(self, sandbox_id: str, egress: Egress) -> None:
+        def restrict() -> None:
+            self._box(sandbox_id).egress = egress
+
+        await self._call("set_egress", sandbox_id, restrict)
+
     async def kill(self, sandbox_id: str) -> None:
         def kill() -> None:
             box = self._boxes.pop(sandbox_id, None)
@@ -327,7 +340,7 @@ class FakeHost:
         self._numbers += 1
         identity = Identity(order.sandbox_id, order.hostname or f"sandbox-{order.sandbox_id[:8]}", f"{self._numbers:032x}", dict(order.names))
         machine = Machine(order.sandbox_id, f"m{self._numbers:024d}", _STATUS.RUNNING, 1, shape)
-        self._boxes[order.sandbox_id] = _Box(machine, FakeGuest(identity, memory))
+        self._boxes[order.sandbox_id] = _Box(machine, FakeGuest(identity, memory), egress=order.egress)
         self._tell(machine)
         return machine
 

@@ -76,7 +76,7 @@ def test_connections_answer_without_waiting_for_more() -> None:
             assert connection.proto == socket.IPPROTO_TCP
 
 
-FIRST = FirstStart("t", "trp_secret", "admin@localhost", "hush-word")
+FIRST = FirstStart("t", "trp_secret", "admin@localhost", "hush-word", "e2b_secret")
 
 
 def test_the_first_key_and_password_go_to_a_terminal_or_into_files_of_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,14 +84,15 @@ def test_the_first_key_and_password_go_to_a_terminal_or_into_files_of_the_owner(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     hand_over(FIRST, tmp_path, said.append)
     assert "trp_secret" in said[0]
-    assert "admin@localhost" in said[1] and "hush-word" in said[1]
+    assert "e2b_secret" in said[1]
+    assert "admin@localhost" in said[2] and "hush-word" in said[2]
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     (tmp_path / "first-key").touch(mode=0o644)
     said.clear()
     hand_over(FIRST, tmp_path, said.append)
-    assert "trp_secret" not in "".join(said) and "hush-word" not in "".join(said)
-    for name, secret in (("first-key", "trp_secret\n"), ("first-password", "hush-word\n")):
+    assert "secret" not in "".join(said) and "hush-word" not in "".join(said)
+    for name, secret in (("first-key", "trp_secret\n"), ("first-e2b-key", "e2b_secret\n"), ("first-password", "hush-word\n")):
         assert (tmp_path / name).read_text() == secret
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Path, Query
 from pydantic import Field
@@ -24,10 +24,12 @@ from torpor.model.records import ActorKind, ApiKey, AuditEntry
 from torpor.model.sandbox import base36
 from torpor.service.access import TICKET_SECONDS
 from torpor.service.caller import Caller
+from torpor.service.first import E2B_PREFIX, NATIVE_PREFIX
 
 keys = router("keys")
 TeamReader = Annotated[Caller, Depends(Needs("team:read"))]
 TeamWriter = Annotated[Caller, Depends(Needs("team:write"))]
+_SHAPES = {"torpor": NATIVE_PREFIX, "e2b": E2B_PREFIX}
 _WORD = re.compile(r"[a-z_]{1,64}\Z")
 
 
@@ -35,6 +37,7 @@ class NewKey(Body):
     name: Short = ""
     scopes: Annotated[list[Short] | None, Field(max_length=64, description="Unless given: all.")] = None
     expires_at: Annotated[Short | None, Field(description="RFC 3339 with a zone; never unless given.")] = None
+    kind: Annotated[Literal["torpor", "e2b"], Field(description="`e2b`: in the shape that E2B's clients look for; it opens the same.")] = "torpor"
 
 
 class Key(Answer):
@@ -90,7 +93,13 @@ async def create(request: Request, body: NewKey, caller: TeamWriter, services: G
     was not used yet, else without any."""
     again, digest = await key_and_digest(request)
     key, secret = await services.keys.create(
-        caller, body.name, body.scopes or (), moment("expires_at", body.expires_at), idempotency_key=again, request_digest=digest
+        caller,
+        body.name,
+        body.scopes or (),
+        moment("expires_at", body.expires_at),
+        shape=_SHAPES[body.kind],
+        idempotency_key=again,
+        request_digest=digest,
     )
     return JSONResponse(tree(key, await services.keys.creators([key])) | ({"key": secret} if secret else {}), 201)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pytest
 
 from torpor.model.errors import Denied, DenyReason, InvalidInput, NotFound
-from torpor.model.sandbox import EndReason, NetworkMode, base36
+from torpor.model.sandbox import Egress, EndReason, NetworkMode, base36
 from torpor.model.shapes import Shape
 from torpor.ports.hosts import Host, Machine, MachineStatus, Order
 
@@ -232,6 +232,17 @@ async def check_a_caller_that_leaves_changes_nothing(rig: HostRig) -> None:
         if machine.status is S.RUNNING:
             break
     assert (await rig.host.create(wanted)).machine_id == machine.machine_id
+
+
+async def check_an_egress_is_taken_in_every_state(rig: HostRig) -> None:
+    closed = Egress(allow=("8.8.8.8",), deny=("0.0.0.0/0",))
+    made = await rig.host.create(order(rig, egress=closed))
+    await rig.host.set_egress(made.sandbox_id, Egress())
+    await rig.host.pause(made.sandbox_id)
+    await rig.host.set_egress(made.sandbox_id, closed)
+    assert (await rig.host.resume(made.sandbox_id)).status is S.RUNNING
+    with pytest.raises(NotFound):
+        await rig.host.set_egress(name(), closed)
 
 
 async def check_readings_are_of_running_machines(rig: HostRig) -> None:

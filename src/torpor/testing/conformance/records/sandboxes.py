@@ -9,17 +9,17 @@ import pytest
 
 from torpor.model.errors import Conflict, InternalError, InvalidInput
 from torpor.model.records import (
-    Egress,
     Exposure,
     MetricPoint,
     Operation,
     OperationKind,
     Reserved,
     Sandbox,
+    Terms,
     Tier,
     TimeoutAction,
 )
-from torpor.model.sandbox import EndReason, NetworkMode, base36
+from torpor.model.sandbox import Egress, EndReason, NetworkMode, base36
 from torpor.model.shapes import Shape
 from torpor.ports.records import SandboxFilter
 from torpor.testing.conformance.records.samples import ODD, OTHER, TEAM, S, StoreRig, a_sandbox, a_user, an_event, whole
@@ -46,13 +46,14 @@ async def check_every_field_of_a_sandbox_is_kept(rig: StoreRig) -> None:
         env={"PATH": "/bin", ODD: "$x"},
         exposure=Exposure(True, True, "example.org:${PORT}", (443, 8443)),
         egress=Egress(("10.0.0.0/8", "*.example.org"), ("0.0.0.0/0",)),
-        operation=Operation("op", OperationKind.PAUSE, 3.125, 4.0625, "target", "idle"),
+        operation=Operation("op", OperationKind.PAUSE, 3.125, 4.0625, "target", "idle", span=0.5),
         stored_bytes=2**40,
         end_reason=EndReason.OOM,
         end_note=ODD,
         ended_at=1732406400.123456,
         dialect="e2b",
         created_by="somebody",
+        terms=Terms(span=300.5, keeps_memory=False, cold=True),
     )
     async with store.write() as records:
         for one in (plain, full):
@@ -182,11 +183,20 @@ async def check_filters(rig: StoreRig) -> None:
         (SandboxFilter(template="base"), [two]),
         (SandboxFilter(template=base36(8)), [two]),
         (SandboxFilter(dialect="e2b"), [three]),
+        (SandboxFilter(oldest_first=True), [one, two, three]),
+        (SandboxFilter(since=two.created_at), [three, two]),
+        (SandboxFilter(since=two.created_at + 1e-6), [three]),
+        (SandboxFilter(since=two.created_at, oldest_first=True, states=[S.PAUSED]), [three]),
         (SandboxFilter(team_id=TEAM, states=[S.RUNNING], template="minimal", labels={"env": "prod"}, dialect="native"), [one]),
     ]
     async with store.read() as records:
         for wanted, expected in cases:
             assert list((await records.sandboxes.list(wanted)).items) == expected, wanted
+        upwards = SandboxFilter(oldest_first=True)
+        assert await whole(lambda cursor: records.sandboxes.list(upwards, cursor=cursor, limit=1)) == [one, two, three]
+        downwards = (await records.sandboxes.list(SandboxFilter(), limit=1)).next
+        with pytest.raises(InvalidInput):
+            await records.sandboxes.list(upwards, cursor=downwards)
 
 
 async def check_what_is_due(rig: StoreRig) -> None:

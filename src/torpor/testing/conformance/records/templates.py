@@ -12,9 +12,11 @@ from torpor.model.records import (
     Template,
     TemplateKind,
     TemplateState,
+    TemplateTag,
 )
 from torpor.model.sandbox import base36
 from torpor.model.shapes import Shape
+from torpor.ports.records import TemplateFilter
 from torpor.testing.conformance.records.samples import ODD, OTHER, TEAM, StoreRig, a_template, whole
 
 
@@ -84,3 +86,44 @@ async def check_template_names(rig: StoreRig) -> None:
     async with store.read() as records:
         assert await records.templates.find(TEAM, "mine") == replace(new, state=TemplateState.READY)
         assert [one.id for one in await records.templates.unsettled()] == [old.id]
+
+
+async def check_templates_of_a_kind_a_name_and_a_sandbox(rig: StoreRig) -> None:
+    store = await rig.open()
+    base = a_template(1, kind=TemplateKind.BASE)
+    one, two = a_template(2, sandbox_id=base36(50)), a_template(3, sandbox_id=base36(51))
+    async with store.write() as records:
+        for each in (base, one, two):
+            await records.templates.add(each)
+        cases = [
+            (TemplateFilter(), [two, one, base]),
+            (TemplateFilter(kind=TemplateKind.SNAPSHOT), [two, one]),
+            (TemplateFilter(name=one.name), [one]),
+            (TemplateFilter(sandbox_id=base36(51)), [two]),
+            (TemplateFilter(kind=TemplateKind.BASE, sandbox_id=base36(51)), []),
+        ]
+        for only, expected in cases:
+            assert list((await records.templates.list(TEAM, only=only)).items) == expected, only
+
+
+async def check_tags(rig: StoreRig) -> None:
+    store = await rig.open()
+    one, two = a_template(1), a_template(2)
+    first = TemplateTag(base36(81), TEAM, "app", "v1", one.id, 10.0)
+    second = TemplateTag(base36(82), TEAM, "app", "v2", one.id, 11.0)
+    others = TemplateTag(base36(83), OTHER, "app", "v1", two.id, 12.0)
+    async with store.write() as records:
+        for template in (one, two):
+            await records.templates.add(template)
+        for tag in (first, second, others):
+            await records.templates.tag(tag)
+        assert await records.templates.tagged(TEAM, "app") == [second, first]
+        assert await records.templates.tags_of(one.id) == [second, first]
+        moved = replace(first, id=base36(84), template_id=two.id, assigned_at=13.0)
+        await records.templates.tag(moved)
+        assert await records.templates.tagged(TEAM, "app") == [moved, second]
+        await records.templates.untag(second.id)
+        assert await records.templates.tagged(TEAM, "app") == [moved]
+        await records.templates.remove(two.id)
+        assert await records.templates.tagged(TEAM, "app") == []
+        assert await records.templates.tagged(OTHER, "app") == []
