@@ -1,4 +1,4 @@
-"""`torpor certs`: a certificate authority of this home's own, and under it one certificate for `{domain}` and `*.{domain}`, for where no public one is to be had.
+"""`torpor certs`: a certificate authority of this home's own, and under it one certificate for `{domain}` and `*.{domain}`, where no public one is to be had.
 
     tls/ca.pem, ca.key                 the authority: made once, for ten years; clients are told to trust ca.pem
     tls/{domain}.pem, {domain}.key     certificate (with the authority's behind it) and key: for 397 days, made anew when 30 are left
