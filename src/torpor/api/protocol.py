@@ -97,7 +97,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_came()
         self._claimed = self.parser.should_upgrade() and self._get_upgrade() is not None and self._claims()
         self.scope["extensions"] = {EXTENSION: _Below(self, self._claimed)}  # type: ignore[dict-item]
+        given = self.url
+        if given.startswith(b"//"):  # would be read as the address of a host
+            self.url = b"http://-" + given
         super().on_headers_complete()
+        self.url = given
         if self._claimed:
             self.cycle.keep_alive = False
 

@@ -20,7 +20,7 @@ from torpor.model.errors import Conflict
 NATIVE = "cl-"
 _ID = re.compile(r"(cl-)?([a-z0-9]{25})\Z")
 _PORT = re.compile(r"[1-9][0-9]{0,4}\Z")
-_LABEL = re.compile(r"([0-9]{1,10})-(.+)\Z")
+_LABEL = re.compile(r"([0-9]{1,10})-(.*)\Z")
 _OURS = re.compile(r"[0-9]{1,10}-(cl-)?[a-z0-9]{25}(-|\Z)")
 _PATH = re.compile(rb"/([^/?]*)/([^/?]*)(/.*|)\Z", re.DOTALL)
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::([0-9]{1,5}))?\Z")

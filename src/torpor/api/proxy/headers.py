@@ -25,8 +25,8 @@ _HOP = frozenset(
 )
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"x-forwarded-prefix", b"x-real-ip"})
 _ROUTING = frozenset({b"e2b-sandbox-id", b"e2b-sandbox-port", TRAFFIC_TOKEN.encode(), b"host", b"content-length", b"expect", b"http2-settings"})
-_BEYOND = frozenset({b"service-worker-allowed", b"alt-svc"})
-"""Of an answer: what would make a page's server speak for more than the page."""
+_BEYOND = frozenset({b"service-worker-allowed", b"alt-svc", b"date"})
+"""Of an answer: what would make a page's server speak for more than the page; and the date, which our own server sets."""
 _WHOLE_ORIGIN = frozenset({b"clear-site-data", b"strict-transport-security", b"nel", b"report-to", b"reporting-endpoints", b"origin-agent-cluster"})
 """The same, where the origin is one for many sandboxes."""
 _OUR_COOKIES = frozenset({SESSION, PORT_COOKIE})
