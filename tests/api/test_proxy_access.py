@@ -171,8 +171,12 @@ async def test_a_signed_address_opens_one_port_for_a_while(proxy: ProxyWorld) ->
         path = url.raw_path.decode()
         plain = await client.get(path)
         assert (plain.status_code, plain.text) == (200, "ok") and b"torpor_signature" not in seen[-1]
-        first = await client.get(path.replace("/?", "//evil.test/?x=1&"), headers=CHROME)
-        assert (first.status_code, first.headers["location"]) == (302, f"http://{url.host}:{url.port}//evil.test/?x=1")
+        first = await client.get(path.replace("/?", "/a%2Fb?x=1&"), headers=CHROME)
+        assert (first.status_code, first.headers["location"]) == (302, f"http://{url.host}:{url.port}/a%2Fb?x=1")
+        head = f"GET //evil.test{path} HTTP/1.1\r\nHost: {url.host}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in CHROME.items())
+        reader, writer = await proxy.raw(f"{head}\r\n".encode())
+        assert f"location: http://{url.host}//evil.test/\r\n".encode() in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
         cookie = first.headers["set-cookie"]
         assert re.fullmatch(r"torpor_port=v1\.[0-9]+\.[0-9a-f]{64}; Path=/; Max-Age=(59|60); HttpOnly; SameSite=Lax", cookie)
         session = {"Cookie": cookie.partition(";")[0]}
