@@ -5,7 +5,7 @@
 #   TORPOR_PYTHON      the interpreter for .venv; otherwise the first of python3 and python3.11 to python3.14 that is 3.11 or later
 #   TORPOR_NO_INSTALL  not empty: never install system packages, only say which are missing
 #
-#   --tests  also what only the tests need: PostgreSQL and Redis, which they start themselves
+#   --tests  also what only the tests need: PostgreSQL and Redis, which they start themselves, and Chromium
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -70,6 +70,7 @@ missing_packages() {
   if [ -n "$FOR_TESTS" ]; then
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || has postgres || echo postgresql
     has redis-server || echo redis-server
+    has chromium || has chromium-browser || has google-chrome || echo chromium
   fi
   if python=$(find_python); then
     python_makes_venvs "$python" || [ -x .venv/bin/python ] || echo "$(basename "$(readlink -f "$python")")-venv"

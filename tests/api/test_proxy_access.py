@@ -184,7 +184,12 @@ async def test_a_signed_address_opens_one_port_for_a_while(proxy: ProxyWorld) ->
         assert len(seen) == 1
         for good in ({}, {"Origin": own}, {"Sec-Fetch-Site": "same-origin"}, CHROME | {"Sec-Fetch-Site": "cross-site"}, CHROME | {"Sec-Fetch-Site": "none"}):
             assert (await client.get("/next", headers=session | good)).text == "ok"
-        for bad in ({"Origin": "http://evil.test"}, {"Origin": "null"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}):
+        for bad in (
+            {"Origin": "http://evil.test"},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        ):
             assert (await client.get("/next", headers=session | bad)).status_code == 404
         assert (await client.post("/next", headers=session | CHROME | {"Sec-Fetch-Site": "same-site"})).status_code == 404
         assert b"torpor_port" not in b"".join(seen)

@@ -96,7 +96,12 @@ async def test_headers_lead_to_the_port(proxy: ProxyWorld) -> None:
     sandbox = await proxy.sandbox()
     async with asgi(site()) as port:
         named = {"E2b-Sandbox-Id": sandbox, "E2b-Sandbox-Port": str(port)}
-        for client in (proxy.client(**named), proxy.client("localhost:3000", **named), proxy.client("sandbox.e2b.test", **named), proxy.client("[::1]", **named)):
+        for client in (
+            proxy.client(**named),
+            proxy.client("localhost:3000", **named),
+            proxy.client("sandbox.e2b.test", **named),
+            proxy.client("[::1]", **named),
+        ):
             assert "e2b-sandbox-id" not in dict((await client.get("/")).json()["headers"])
         assert (await proxy.client("some.name", own_port=True, **named).get("/x")).json()["path"] == "/x"
         assert (await proxy.client("api.example.test", **named).get("/health")).json() != {}
@@ -409,7 +414,14 @@ async def test_what_two_readers_could_understand_differently_is_refused(proxy: P
 async def test_hop_by_hop_headers_go_one_hop(proxy: ProxyWorld) -> None:
     sandbox, seen = await proxy.sandbox(), []
     async with bytes_server(answering(b"HTTP/1.1 200 OK\r\nConnection: X-Secret\r\nX-Secret: 1\r\nKeep-Alive: 5\r\nContent-Length: 0\r\n\r\n", seen)) as port:
-        hops = {"Connection": "X-Hop, Host, Content-Length", "X-Hop": "1", "TE": "trailers", "Proxy-Authorization": "x", "X-Forwarded-For": "6.6.6.6", "Forwarded": "for=6"}
+        hops = {
+            "Connection": "X-Hop, Host, Content-Length",
+            "X-Hop": "1",
+            "TE": "trailers",
+            "Proxy-Authorization": "x",
+            "X-Forwarded-For": "6.6.6.6",
+            "Forwarded": "for=6",
+        }
         answer = await proxy.to(sandbox, port).post("/", content=b"", headers=hops)
         assert not {"x-secret", "keep-alive"} & set(answer.headers)
     names = [line.partition(b":")[0].lower() for line in seen[0].split(b"\r\n")]
