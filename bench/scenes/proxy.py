@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvicorn
+
 from floor import Clock
 from setting import TEMPLATE, Bench
 from torpor.api.app import make_app

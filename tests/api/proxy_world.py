@@ -17,10 +17,10 @@ import httpx
 import uvicorn
 import websockets
 from api_world import app_on, no_signals, running_agent
-from patience import PATIENCE
 from plane_world import AgentHost, cheap
 from starlette.types import ASGIApp
 
+from patience import PATIENCE
 from torpor.api.reach import Reach
 from torpor.apps.control import Wired, control_plane
 from torpor.apps.serve import Listening, configuration, listen

@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
-from patience import PATIENCE
 from proxy_world import DOMAIN, ProxyWorld, answering, asgi, bytes_server, open_proxy, program
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from patience import PATIENCE
 from torpor.api.proxy import exchange as exchange_module
 from torpor.model.records import Exposure
 

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 import websockets
-from patience import PATIENCE
 from proxy_world import DOMAIN, INNER_PORT, ProxyWorld, answering, bytes_server, open_proxy
 from starlette.types import Receive, Scope, Send
 
+from patience import PATIENCE
 from torpor.model.records import SYSTEM, Sandbox
 from torpor.service.caller import Caller
 
@@ -165,7 +165,7 @@ async def test_a_snapshot_does_not_end_what_is_open(proxy: ProxyWorld) -> None:
 async def test_traffic_is_activity_while_it_lasts(proxy: ProxyWorld) -> None:
     sandbox = await proxy.sandbox(idle_timeout=0.5)
     async with bytes_server(begun) as port:
-        reader, writer = await opened(proxy, sandbox, port)
+        _, writer = await opened(proxy, sandbox, port)
         begin = asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() < begin + 2:
             assert (await record(proxy, sandbox)).state.value == "running"

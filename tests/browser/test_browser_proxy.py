@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import websockets
-from patience import PATIENCE
 from proxy_world import ProxyWorld, asgi, open_proxy
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
+
+from patience import PATIENCE
 
 DOMAIN = "sbx.torpor.test"
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
