@@ -100,6 +100,27 @@ async def test_an_end_by_itself_resets_as_well(proxy: ProxyWorld) -> None:
         writer.close()
 
 
+async def test_a_whole_answer_stays_one(proxy: ProxyWorld) -> None:
+    """The end of the sandbox, while its server does not hang up, is no reason to cut a connection that has its answer."""
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await asyncio.Event().wait()
+
+    sandbox = await proxy.sandbox()
+    async with bytes_server(hold) as port:
+        head = f"GET / HTTP/1.1\r\nHost: {proxy.host_of(sandbox, port)}\r\n\r\n".encode()
+        reader, writer = await proxy.raw(head)
+        await reader.readuntil(b"\r\n\r\nok")
+        await proxy.kill(sandbox)
+        while proxy.wired.services.lives.watched(sandbox):
+            await asyncio.sleep(0.01)
+        writer.write(head)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+        writer.close()
+
+
 async def test_a_pause_ends_connections_and_a_request_wakes_it_again(proxy: ProxyWorld) -> None:
     sandbox = await proxy.sandbox(auto_resume=True)
     async with bytes_server(begun) as port, bytes_server(answering(OK)) as other:

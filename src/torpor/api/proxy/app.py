@@ -120,6 +120,7 @@ class _Visit:
         self._client = HTTPConnection(scope)
         self._request_id = secrets.token_hex(13)
         self._begun = False
+        self._complete = False
         self.status = 499
         self.bytes = 0
 
@@ -223,7 +224,7 @@ class _Visit:
             )
         finally:
             stream.close()
-            self.bytes = exchange.bytes
+            self.bytes, self._complete = exchange.bytes, exchange.complete
             if exchange.begun and not self._begun:
                 self._begun, self.status = True, 101
 
@@ -271,6 +272,7 @@ class _Visit:
                 self._begun, self.status = True, message["status"]
             elif message["type"] == "http.response.body":
                 self.bytes += len(message.get("body", b""))
+                self._complete = not message.get("more_body", False)
             await self._send(message)
 
         state = {**self._scope.get("state", {}), "sandbox_id": sandbox.id, "request_id": self._request_id}
@@ -292,7 +294,8 @@ class _Visit:
 
     async def _refuse(self, refused: Refused) -> None:
         if self._begun:
-            self._connection.abort()
+            if not self._complete:  # else the connection is the client's, for its next request
+                self._connection.abort()
             return
         self._begun, self.status = True, refused.status
         asker = Asker(self._target.shown, self._target.port, self._target.native, is_browser(self._fields), self._request_id)

@@ -61,6 +61,8 @@ class Exchange:
         self._moved = 0.0
         self._switched = False
         self.begun = False
+        self.complete = False
+        """The client has its whole answer."""
         self.bytes = 0
 
     async def run(self, method: str, target: bytes, headers: Headers, *, expects: bool, connection: Connection | None) -> None:
@@ -140,6 +142,7 @@ class Exchange:
                     await self._send({"type": "http.response.body", "body": bytes(event.data), "more_body": True})
                     self._touch()
                 case h11.EndOfMessage():
+                    self.complete = True
                     await self._send({"type": "http.response.body", "body": b"", "more_body": False})
                     return
                 case _:
