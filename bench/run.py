@@ -24,13 +24,13 @@ from bare.image import prepare
 from figures import Samples
 from floor import Floor
 from machine import Machine, look
-from scenes import channel, copies, density, dirty, idle, pool
+from scenes import channel, copies, density, dirty, idle, pool, proxy
 from setting import FULL, LARGE, QUICK, SMALL, TEMPLATE, Bench, Counts
 from torpor.apps.engine import Engine
 from torpor.apps.settings import Settings, resolve
 from torpor.model.shapes import Shape
 
-SCENES = {"density": density, "idle": idle, "channel": channel, "dirty": dirty, "copies": copies, "pool": pool}
+SCENES = {"density": density, "idle": idle, "channel": channel, "dirty": dirty, "copies": copies, "proxy": proxy, "pool": pool}
 """In this order: what sandboxes cost this process shows only while its heap has not held many before."""
 POOL = "pool"
 ROOT = Path(__file__).parent.parent

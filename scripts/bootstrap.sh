@@ -5,7 +5,7 @@
 #   TORPOR_PYTHON      the interpreter for .venv; otherwise the first of python3 and python3.11 to python3.14 that is 3.11 or later
 #   TORPOR_NO_INSTALL  not empty: never install system packages, only say which are missing
 #
-#   --tests  also what only the tests need: PostgreSQL and Redis, which they start themselves, and a static busybox
+#   --tests  also what only the tests need: PostgreSQL and Redis, which they start themselves, a static busybox and Chromium
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,6 +72,7 @@ missing_packages() {
     has redis-server || echo redis-server
     # One that needs no other file, to be alone in a jail.
     { [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1; } || echo busybox-static
+    has chromium || has chromium-browser || has google-chrome || echo chromium
   fi
   if python=$(find_python); then
     python_makes_venvs "$python" || [ -x .venv/bin/python ] || echo "$(basename "$(readlink -f "$python")")-venv"

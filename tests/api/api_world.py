@@ -243,14 +243,14 @@ class World:
 _documents: list[Any] = []
 
 
-def app_on(services: Services) -> Any:
-    """An application, and its OpenAPI document from the first one made here: it is the same for all, and most of the work."""
+def app_on(services: Services, *more: Any) -> Any:
+    """An application, and its OpenAPI document from the first one made here: it is the same for all, and most of the work. `more`: see make_app."""
     if not _documents:
-        app = make_app(services)
+        app = make_app(services, *more)
         _documents.append(app.state.openapi)
         return app
     with mock.patch.object(app_module, "document", return_value=_documents[0]):
-        return make_app(services)
+        return make_app(services, *more)
 
 
 @asynccontextmanager

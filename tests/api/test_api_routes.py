@@ -63,7 +63,7 @@ def operations(plane: Plane) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def address(path: str, everybody: Everybody) -> str:
-    known = {"{capsule_id}": everybody.capsule, "{team_id}": everybody.owner.team_id, "{user_id}": everybody.member.user_id}
+    known = {"{capsule_id}": everybody.capsule, "{team_id}": everybody.owner.team_id, "{user_id}": everybody.member.user_id, "{port}": "80"}
     for name, value in known.items():
         path = path.replace(name, value)
     return re.sub(r"{\w+}", "0" * 25, path)

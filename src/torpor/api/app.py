@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
+from starlette.types import ASGIApp, Scope
 
 from torpor import __version__
 from torpor.api import operations
@@ -32,6 +34,7 @@ from torpor.api.native import (
     figures,
     files,
     keys,
+    ports,
     pty,
     snapshots,
     streams,
@@ -39,6 +42,9 @@ from torpor.api.native import (
 )
 from torpor.api.native.follow import Hub
 from torpor.api.openapi import document
+from torpor.api.proxy.app import make_proxy
+from torpor.api.proxy.headers import Smuggling, single
+from torpor.api.reach import Reach
 from torpor.api.services import Services
 from torpor.model.errors import GuestError, TorporError
 
@@ -52,6 +58,7 @@ _ROUTERS = (
     streams.streams,
     pty.pty,
     files.files,
+    ports.ports,
     snapshots.snapshots,
     events.events,
     keys.keys,
@@ -65,12 +72,15 @@ _ROUTERS = (
 _CODES = {404: "not_found", 405: "method_not_allowed", 406: "invalid_request", 415: "invalid_request"}
 
 
-def make_app(services: Services) -> FastAPI:
+def make_app(services: Services, reach: Reach | None = None, inner: Mapping[int, ASGIApp] | None = None) -> FastAPI:
     """An ASGI application on these use cases, which the caller opens before and closes after it serves. Whoever stops it sets `app.state.stopping`: streams
-    without end end then."""
+    without end end then. `reach`: where the ports of sandboxes are found; `inner`: what answers for some of them (api.proxy)."""
+    reach = reach or Reach()
     app = FastAPI(title="torpor", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     registry = CollectorRegistry()
     app.state.services = services
+    app.state.reach = reach
+    app.state.claims = lambda scope: _is_proxied(reach, scope)
     app.state.hub = Hub()
     app.state.stopping = asyncio.Event()
     app.state.registry = registry
@@ -86,7 +96,16 @@ def make_app(services: Services) -> FastAPI:
     app.add_middleware(Faults)
     app.add_middleware(Dialects, dialects=(E2B,))
     app.add_middleware(Context, meters=app.state.meters)
+    app.add_middleware(make_proxy, services=services, reach=reach, registry=registry, inner=inner)
     return app
+
+
+def _is_proxied(reach: Reach, scope: Scope) -> bool:
+    """What api.protocol asks of a request to switch protocols: the proxy takes those for sandboxes whole."""
+    try:
+        return reach.claims(single(scope["headers"]), scope.get("server"))
+    except Smuggling:
+        return True
 
 
 async def _typed(request: Request, error: Exception) -> JSONResponse:

@@ -1,12 +1,19 @@
 """uvicorn's HTTP/1.1 with bounds before a request is one: a request's line and headers must come within HEAD_SECONDS and HEAD_BYTES. Without them anybody who
-can connect, key or not, could fill the server's memory with one endless header, or its table of connections with silent ones."""
+can connect, key or not, could fill the server's memory with one endless header, or its table of connections with silent ones.
+
+Beyond that each request can break off or take over its connection (api.connection). Which requests to switch protocols are handed to the application whole,
+instead of being answered as WebSockets here, `app.state.claims` says.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from torpor.api.connection import EXTENSION, Tunnel, reset
 
 HEAD_BYTES = 64 << 10
 HEAD_SECONDS = 10.0
@@ -21,6 +28,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._alarm: asyncio.TimerHandle | None = None
+        self._claimed = False
+        """The last request asks for a switch that the application decides on; nothing follows it as HTTP."""
+        self._switching = False
+        """That request is complete: what comes is another protocol's."""
+        self._after_head = b""
+        self._tunnel: Tunnel | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -28,15 +41,50 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        if self._tunnel is not None:
+            self._tunnel.lost()
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that ends its half of a taken connection may still read; one that does so in HTTP has left. TLS knows no half."""
+        if self._tunnel is None or self.scheme == "https":
+            return False
+        self._tunnel.end()
+        return True
+
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._tunnel is not None:
+            self._tunnel.feed(data)
+            return
+        if self._switching:
+            self._hold(data)
+            return
+        self._parse(data)
         if not self._in_head:
             return
         self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES:
             self._refuse(431, b"Request Header Fields Too Large", b"too_large", b"A request's line and headers may have %d bytes." % HEAD_BYTES)
+
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as switch:
+            if self._claimed:
+                self._switching = True
+                self._hold(data[switch.args[0] :])
+            elif self._should_upgrade():
+                self.handle_websocket_upgrade()
+            elif rest := data[switch.args[0] :]:  # a switch that nobody here knows: the next request follows
+                self._parse(rest)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _hold(self, data: bytes) -> None:
+        self._after_head += data
+        if len(self._after_head) > HEAD_BYTES:
+            self.flow.pause_reading()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -47,7 +95,39 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         self._head_came()
+        self._claimed = self.parser.should_upgrade() and self._get_upgrade() is not None and self._claims()
+        self.scope["extensions"] = {EXTENSION: _Below(self, self._claimed)}  # type: ignore[dict-item]
+        given = self.url
+        if given.startswith(b"//"):  # would be read as the address of a host
+            self.url = b"http://-" + given
         super().on_headers_complete()
+        self.url = given
+        if self._claimed:
+            self.cycle.keep_alive = False
+
+    def _claims(self) -> bool:
+        claims = getattr(getattr(self.app, "state", None), "claims", None)
+        return claims is not None and bool(claims(self.scope))
+
+    def _should_upgrade(self) -> bool:
+        return not self._claimed and super()._should_upgrade()
+
+    def abort(self) -> None:
+        reset(self.transport)
+
+    def take(self) -> Tunnel:
+        """For the last request, which asked for it."""
+        cycle = self.cycle
+        assert not cycle.response_started
+        cycle.response_started = cycle.response_complete = True
+        self._tunnel = Tunnel(self.transport, self.flow, self._after_head, self.abort)
+        self._after_head = b""
+        if self.transport.is_closing():
+            self._tunnel.lost()
+        self.flow.resume_reading()
+        return self._tunnel
+
+    # Bounds
 
     def _expect_head(self) -> None:
         self._alarm = self.loop.call_later(HEAD_SECONDS, self._late)
@@ -70,3 +150,18 @@ class BoundedProtocol(HttpToolsProtocol):
             body = b'{"error":{"code":"%s","reason":"%s","message":"%s","request_id":""}}' % (code, code, message)
             self.transport.write(_REFUSAL % (status, words, len(body), body))
         self.transport.close()
+
+
+class _Below:
+    """api.connection.Connection of one request."""
+
+    def __init__(self, protocol: BoundedProtocol, wants_switch: bool) -> None:
+        self._protocol = protocol
+        self.wants_switch = wants_switch
+
+    def abort(self) -> None:
+        self._protocol.abort()
+
+    def take(self) -> Tunnel:
+        assert self.wants_switch
+        return self._protocol.take()

@@ -17,6 +17,7 @@ from torpor.service.events import Events
 from torpor.service.figures import Figures
 from torpor.service.keys import Keys
 from torpor.service.leaving import Leaving
+from torpor.service.lives import Lives
 from torpor.service.sandboxes import Sandboxes
 from torpor.service.sessions import Sessions
 from torpor.service.tags import Tags
@@ -46,6 +47,7 @@ class Services:
     channels: Channels
     tokens: SandboxTokens
     tags: Tags
+    lives: Lives
     counts: Callable[[], Awaitable[Mapping[SandboxState, int]]]
     origins: Collection[str] = field(default=())
     proxies: Collection[IPv4Network | IPv6Network] = field(default=())

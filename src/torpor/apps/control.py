@@ -32,6 +32,7 @@ from torpor.service.control import ControlPlane
 from torpor.service.first import FirstStart, first_start
 from torpor.service.keys import Keys
 from torpor.service.leaving import Leaving
+from torpor.service.lives import Lives
 from torpor.service.notify import Notifier
 from torpor.service.passwords import Passwords
 from torpor.service.sessions import Sessions
@@ -112,11 +113,14 @@ async def control_plane(
         notifier.start()
         stack.push_async_callback(notifier.close)
         channels = Channels(context, senders, outside.sealer, message)
-        services = _services(context, plane, access, people, channels, SandboxTokens(outside.sealer.derive(PURPOSE)))
+        lives = Lives(context)
+        await lives.open()
+        stack.push_async_callback(lives.close)
+        services = _services(context, plane, access, people, channels, SandboxTokens(outside.sealer.derive(PURPOSE)), lives)
         yield Wired(services, context, plane, first)
 
 
-def _services(context: Context, plane: ControlPlane, access: Access, people: People, channels: Channels, tokens: SandboxTokens) -> Services:
+def _services(context: Context, plane: ControlPlane, access: Access, people: People, channels: Channels, tokens: SandboxTokens, lives: Lives) -> Services:
     audit, guard, sessions = Audit(context), Guard(context), Sessions(context, access)
     return Services(
         access=access,
@@ -135,6 +139,7 @@ def _services(context: Context, plane: ControlPlane, access: Access, people: Peo
         channels=channels,
         tokens=tokens,
         tags=Tags(context),
+        lives=lives,
         counts=partial(_counts, context.store),
         origins=people.origins,
         proxies=people.proxies,

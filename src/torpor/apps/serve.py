@@ -8,9 +8,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from fastapi import FastAPI
 
 from torpor.api.app import make_app
 from torpor.api.protocol import BoundedProtocol
+from torpor.api.reach import Reach
+from torpor.apps.certs import certificate_of
 from torpor.apps.control import Outside, People, Wired, control_plane
 from torpor.apps.engine import Engine
 from torpor.apps.local import LocalServer
@@ -87,19 +89,21 @@ def main(settings: Settings, progress: Progress, say: Callable[[str], None]) -> 
 
 
 async def serve(settings: Settings, progress: Progress, say: Callable[[str], None]) -> None:
-    where = Listening(settings.host, settings.port, settings.tls_certificate, settings.tls_key, settings.insecure_http)
+    certificate, private_key = certificate_of(settings)
+    where = Listening(settings.host, settings.port, certificate, private_key, settings.insecure_http)
     where.check()
     engine = Engine(settings, pool_size=settings.pool_size)
     engine.lock()
     listener = listen(where)
-    with listener:
+    with listener, beside(where, settings.proxy_port) as more:
         await engine.ensure(STOCKED, progress)
         async with engine, LocalServer(engine, settings.home), embedded(engine, settings) as wired:
             if settings.pool_size:
                 engine.agent.pool.stock(Kind(STOCKED, Shape(), NetworkMode.OFF))
             if wired.first is not None:
                 hand_over(wired.first, settings.home, say)
-            await run(make_app(wired.services), listener, where, lambda: say(f"torpor serves {where.url(listener.getsockname()[1])}"))
+            app = make_app(wired.services, Reach(settings.domain, settings.proxy_port))
+            await run(app, listener, where, lambda: say(f"torpor serves {where.url(listener.getsockname()[1])}"), more)
             say("Stopping; sandboxes run on.")
 
 
@@ -179,6 +183,16 @@ def listen(where: Listening) -> socket.socket:
     return listener
 
 
+@contextmanager
+def beside(where: Listening, proxy_port: int) -> Iterator[list[socket.socket]]:
+    """The socket of the proxy's own port, on the same address; none for port 0. Raises as `listen`."""
+    if not proxy_port:
+        yield []
+        return
+    with listen(replace(where, port=proxy_port)) as listener:
+        yield [listener]
+
+
 class _Server(uvicorn.Server):
     """Tells when it is ready; leaves the signals to us."""
 
@@ -213,7 +227,7 @@ def configuration(app: FastAPI, where: Listening) -> uvicorn.Config:
     )
 
 
-async def run(app: FastAPI, listener: socket.socket, where: Listening, ready: Callable[[], None]) -> None:
+async def run(app: FastAPI, listener: socket.socket, where: Listening, ready: Callable[[], None], more: Sequence[socket.socket] = ()) -> None:
     """Serves until SIGTERM or SIGINT; then open requests have GRACE_SECONDS."""
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # what goes wrong in a request is in our own log, with its id
     config = configuration(app, where)
@@ -228,7 +242,7 @@ async def run(app: FastAPI, listener: socket.socket, where: Listening, ready: Ca
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     try:
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=[listener, *more])
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

@@ -50,6 +50,9 @@ class Settings:
     trusted_proxies: str
     page_origins: str
     notify_networks: str
+    domain: str
+    proxy_port: int
+    tls: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,13 @@ def _origins(value: object) -> str:
     return ",".join(found)
 
 
+def _domain(value: object) -> str:
+    text = _text(value).lower().rstrip(".")
+    if text and not re.fullmatch(r"(?=.{1,190}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[0-9]{1,5})?", text):
+        raise ValueError("a domain such as sandboxes.example.com, with or without a port")
+    return text
+
+
 def _path(value: object) -> Path:
     text = str(value) if isinstance(value, (str, Path)) else ""
     if not text.strip() or "\0" in text:
@@ -231,6 +241,21 @@ TABLE: tuple[Setting, ...] = (
         "",
         "Private networks that notifications may be sent to, joined by commas, such as `10.20.0.0/16`. Metadata addresses stay closed.",
         default_text="none: the public internet only",
+    ),
+    Setting(
+        "domain",
+        _domain,
+        "",
+        "The domain under which sandboxes have their names: `{port}-{id}.{domain}`, the API being `api.{domain}`. A port that others reach the server at may "
+        "follow: `sbx.example.com:8443`.",
+        default_text="any: a name of that form leads to its sandbox",
+    ),
+    Setting("proxy_port", _whole(0, 65535), 0, "One more port, for sandboxes alone, named by the path: `/{id}/{port}/...`; 0 for none. See [proxy](proxy.md)."),
+    Setting(
+        "tls",
+        _one_of("off", "auto"),
+        "off",
+        "`auto`: TLS with the certificate that `torpor certs` makes for `domain`, made when it is missing, unless `tls_certificate` names another.",
     ),
 )
 

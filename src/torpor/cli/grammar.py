@@ -109,7 +109,15 @@ def _serve(parser: ArgumentParser) -> None:
     parser.add_argument("--tls-certificate", metavar="FILE", help="PEM file of the TLS certificate")
     parser.add_argument("--tls-key", metavar="FILE", help="PEM file of its private key")
     parser.add_argument("--insecure-http", action="store_const", const=True, help="serve plain HTTP beyond this machine")
+    parser.add_argument("--domain", metavar="NAME", help="sandboxes are {port}-{id}.NAME, the API is api.NAME")
+    parser.add_argument("--proxy-port", type=int, metavar="N", help="one more port, for sandboxes by path: /{id}/{port}/...")
+    parser.add_argument("--tls", choices=("off", "auto"), help="auto: with the certificate that `torpor certs` makes")
     _common(parser, json=False)
+
+
+def _certs(parser: ArgumentParser) -> None:
+    parser.add_argument("--domain", metavar="NAME", help="the domain; that of torpor.toml unless given")
+    _common(parser)
 
 
 _COMMANDS = (
@@ -123,4 +131,9 @@ _COMMANDS = (
         "Be this home's host agent until SIGTERM or Ctrl-C: keeps a pool of ready sandboxes for `torpor run`. Sandboxes outlive it.",
     ),
     ("serve", _serve, "Serve the API, with this home's host agent in the same process, until SIGTERM or Ctrl-C. Sandboxes outlive it."),
+    (
+        "certs",
+        _certs,
+        "Make a certificate for the domain of sandboxes, under an authority of this home, and say how to use it. Renews what is about to expire.",
+    ),
 )

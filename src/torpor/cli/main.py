@@ -75,7 +75,15 @@ def _host(words: Namespace, screen: Screen) -> int:
 
 def _serve(words: Namespace, screen: Screen) -> int:
     given = {name: getattr(words, name) for name in ("host", "port", "database", "redis", "tls_certificate", "tls_key", "insecure_http")}
+    given |= {name: getattr(words, name) for name in ("domain", "proxy_port", "tls")}
     _apps("serve").main(_settings(words.data, "info", given), screen.progress, screen.note)
+    return 0
+
+
+def _certs(words: Namespace, screen: Screen) -> int:
+    found = _apps("certs").main(_settings(words.data, flags={"domain": words.domain}), screen.note)
+    if words.json:
+        screen.document({name: str(getattr(found, name)) for name in ("domain", "authority", "certificate", "key")} | {"made": found.made})
     return 0
 
 
@@ -86,6 +94,7 @@ _COMMANDS: dict[str, Callable[[Namespace, Screen], int]] = {
     "build": _build,
     "host": _host,
     "serve": _serve,
+    "certs": _certs,
 }
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 
 PURPOSE = "sandbox tokens"
 """What the seed is derived for: Sealer.derive."""
+_ADDRESS = re.compile(r"v1\.([1-9][0-9]{0,11})\.[0-9a-f]{64}")
 
 
 class SandboxTokens:
@@ -32,6 +34,16 @@ class SandboxTokens:
 
     def is_traffic(self, sandbox_id: str, given: str) -> bool:
         return hmac.compare_digest(self.traffic(sandbox_id).encode(), given.encode(errors="surrogateescape"))
+
+    def address(self, sandbox_id: str, port: int, expires: int) -> str:
+        """What opens one port until `expires` (seconds since the epoch), in a signed address and in the session that it begins."""
+        return f"v1.{expires}.{self._made(f'sandbox-address-{sandbox_id}-{port}-{expires}')}"
+
+    def is_address(self, sandbox_id: str, port: int, given: str, now: float) -> bool:
+        shape = _ADDRESS.fullmatch(given)
+        if shape is None or int(shape[1]) <= now:
+            return False
+        return hmac.compare_digest(self.address(sandbox_id, port, int(shape[1])).encode(), given.encode())
 
     def _made(self, about: str) -> str:
         return hmac.new(self._seed, about.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,1 @@
+"""The proxy to the ports of sandboxes, for both dialects."""
