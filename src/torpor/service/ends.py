@@ -76,7 +76,7 @@ class Ends:
             if end.error is not None:
                 raise end.error
             assert end.sandbox is not None
-            return end.sandbox
+            return end.sandbox if end.sandbox.id == sandbox_id else await self._get(sandbox_id)  # a fork's end is its source's; its children are others
         if local is not None or not operation_id:
             return await self._get(sandbox_id)
         return await self._settled_elsewhere(sandbox_id, operation_id, until)
