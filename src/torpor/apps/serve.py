@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from torpor.api.app import make_app
 from torpor.api.protocol import BoundedProtocol
+from torpor.apps import credential
 from torpor.apps.control import Outside, People, Wired, control_plane
 from torpor.apps.engine import Engine
 from torpor.apps.local import LocalServer
@@ -99,7 +100,9 @@ async def serve(settings: Settings, progress: Progress, say: Callable[[str], Non
                 engine.agent.pool.stock(Kind(STOCKED, Shape(), NetworkMode.OFF))
             if wired.first is not None:
                 hand_over(wired.first, settings.home, say)
-            await run(make_app(wired.services), listener, where, lambda: say(f"torpor serves {where.url(listener.getsockname()[1])}"))
+            url = where.url(listener.getsockname()[1])
+            await credential.keep(settings.home, url, wired.context, wired.first)
+            await run(make_app(wired.services), listener, where, lambda: say(f"torpor serves {url}"))
             say("Stopping; sandboxes run on.")
 
 

@@ -8,8 +8,8 @@
                                                                    {"type": "error", "data", "code", "reason", "request_id"}
 
 `data` is text; with `"encoding": "base64"` it is base64 both ways, and binary-safe. In text, a character that two pieces share comes whole with the second,
-and what is no UTF-8 comes as U+FFFD. `bytes` counts the input of this connection that the guest took. `offset` counts the stream's bytes: whoever lost a connection goes on with `?stdout_offset=&stderr_offset=`. A
-client that leaves only detaches; `stop` kills the command and all it started.
+and what is no UTF-8 comes as U+FFFD. `bytes` counts the input of this connection that the guest took. `offset` counts the stream's bytes: whoever lost a
+connection goes on with `?stdout_offset=&stderr_offset=`. A client that leaves only detaches; `stop` kills the command and all it started.
 """
 
 from __future__ import annotations
