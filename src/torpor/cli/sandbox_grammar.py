@@ -47,7 +47,7 @@ def _quiet(parser: ArgumentParser, what: str = "print ids only") -> None:
 
 def _create(parser: ArgumentParser) -> None:
     parser.add_argument("template", nargs="?", default="base", metavar="TEMPLATE", help="the template or snapshot to start from (base)")
-    parser.add_argument("--name", metavar="NAME", help="a name to call it by: the label `name`")
+    parser.add_argument("--name", dest="called", metavar="NAME", help="a name to call it by: the label `name`")
     parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="vCPUs: 1, 2, 4 or 8 (1)")
     parser.add_argument("--memory", type=int, default=512, metavar="MIB", help="memory in MiB (512)")
     parser.add_argument("--disk", type=int, default=4096, metavar="MIB", help="disk in MiB (4096)")

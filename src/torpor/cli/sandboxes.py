@@ -46,7 +46,7 @@ def create(words: Namespace, screen: Screen) -> int:
         async with slowly(screen, "waiting for the sandbox to run"):
             made = await client.sandboxes.create(
                 words.template,
-                name=words.name,
+                name=words.called,
                 vcpus=words.vcpus,
                 memory_mb=words.memory,
                 disk_size_mb=words.disk,
