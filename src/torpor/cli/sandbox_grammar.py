@@ -113,6 +113,7 @@ def _how_to_run(parser: ArgumentParser) -> None:
 
 def _exec(parser: ArgumentParser) -> None:
     parser.usage = "torpor exec [OPTIONS] SANDBOX [--] CMD..."
+    _one(parser)
     parser.add_argument("-d", "--detach", action="store_true", help="start it, print its tag, and leave it alone: see torpor ps and torpor logs")
     parser.add_argument("-T", "--no-terminal", action="store_true", help="no terminal for it, even if this is one")
     parser.add_argument("--tag", metavar="TAG", help="a word to find it by")
@@ -123,6 +124,7 @@ def _exec(parser: ArgumentParser) -> None:
 
 def _shell(parser: ArgumentParser) -> None:
     parser.usage = "torpor shell [OPTIONS] SANDBOX [[--] CMD...]"
+    _one(parser)
     parser.add_argument("--attach", metavar="TAG", help="take up a terminal that runs, as torpor ps shows it")
     _how_to_run(parser)
     reach(parser, json=False)

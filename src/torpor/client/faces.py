@@ -47,7 +47,6 @@ _WITHIN = ("begin", "pieces")
 
 _HEAD = '''"""The client for programs without an event loop. Made from the asynchronous classes by `python -m torpor.client.faces`: not to be edited."""
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import os
