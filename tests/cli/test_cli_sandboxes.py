@@ -96,7 +96,9 @@ async def test_what_is_no_torpor_server_is_said_to_be_none(server: Restartable) 
         assert (done.code, "no torpor server" in done.err, "Traceback" in done.err) == (125, True, False)
 
 
-@pytest.mark.parametrize("words", [["create", "--memory", "x"], ["cp", "a", "b"], ["cp", "x:a", "y:b"], ["keys"], ["create", "--label", "x"], ["fork", "a", "-n", "0"]])
+@pytest.mark.parametrize(
+    "words", [["create", "--memory", "x"], ["cp", "a", "b"], ["cp", "x:a", "y:b"], ["keys"], ["create", "--label", "x"], ["fork", "a", "-n", "0"]]
+)
 async def test_wrong_words(server: Restartable, words: list[str]) -> None:
     done = await torpor(server, *words)
     assert done.code == 125 and done.err.startswith("torpor: ") and "Traceback" not in done.err
