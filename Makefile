@@ -2,7 +2,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help bootstrap up down test check bench soak clean
 VENV := .venv
-TORPOR := $(VENV)/bin/torpor
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -10,13 +9,10 @@ help:  ## this list
 bootstrap:
 	@scripts/bootstrap.sh
 
-up: bootstrap  ## install what is missing, build the templates, run real code in a real microVM
-	@$(TORPOR) build --warm
-	@echo "torpor: running code in a microVM"
-	@$(TORPOR) run -- python3 -c 'import platform; print("Hello from a microVM: Linux", platform.release(), "and Python", platform.python_version())'
-	@scripts/next-steps.sh
+up: bootstrap  ## install what is missing, build the templates, start the server, run real code in a real microVM
+	@scripts/up.sh
 
-down:  ## stop the host agent of this home, if one runs; nothing is left running
+down:  ## pause the sandboxes of this home and stop its server; nothing is left running
 	@scripts/down.sh
 
 test: check  ## all tests, with real microVMs

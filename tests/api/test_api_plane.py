@@ -29,6 +29,7 @@ async def test_a_sandbox_lives_through_everything(plane: Plane) -> None:
     assert (await plane.client.post(f"{path}/resume")).json()["state"] == "running"
     children = (await plane.client.post(f"{path}/fork", json={"count": 2})).json()
     assert [child["state"] for child in children] == ["running", "running"]
+    assert len({capsule, *(child["id"] for child in children)}) == 3
     assert (await plane.client.patch(path, json={"timeout_sec": 5})).json()["timeout_sec"] == 5
     assert (await plane.client.post(f"{path}/ping")).status_code == 204
     assert (await plane.client.delete(path)).status_code == 204

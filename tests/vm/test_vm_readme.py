@@ -22,6 +22,7 @@ import pytest
 from cli_world import ENDED, Terminal, end, left, served, settle, started
 from net_world import World, make_world
 from test_vm_network import answer
+from up_world import up
 
 from torpor.net.resolver import parse_resolvers
 
@@ -44,7 +45,6 @@ def said(text: str, code: int = 0) -> Check:
 
 
 EXPECTED: dict[str, Check] = {
-    "make up": lambda done: done.returncode == 0 and "Hello from a microVM: Linux 6.1" in done.stdout and "torpor is ready" in done.stdout,
     ".venv/bin/torpor run -- python3 -c 'print(6*7)'": said("42\n"),
     "echo hello | .venv/bin/torpor run -- tr a-z A-Z": said("HELLO\n"),
     ".venv/bin/torpor run -- sh -c 'exit 3'; echo $?": said("3\n"),
@@ -56,6 +56,8 @@ ON_A_TERMINAL = ".venv/bin/torpor run -- bash"
 ON_A_NETWORK = ".venv/bin/torpor run --net on -- curl -sI https://example.com"
 SERVE = ".venv/bin/torpor serve"
 KEY = "export KEY=trp_..."
+UP = "make up"
+SANDBOXES = [line for line in LINES if re.match(r"\.venv/bin/torpor (create|exec|cp|pause|resume|fork|list|kill)\b", line)]
 OVER_HTTP = [line for line in LINES if line.startswith("curl ")]
 
 
@@ -79,15 +81,33 @@ def home(images_home: Path) -> Iterator[Path]:
 
 
 def test_every_example_is_known_here() -> None:
-    assert sorted(LINES) == sorted([*EXPECTED, ON_A_TERMINAL, ON_A_NETWORK, SERVE, KEY, *OVER_HTTP])
+    assert sorted(LINES) == sorted([*EXPECTED, ON_A_TERMINAL, ON_A_NETWORK, SERVE, KEY, UP, *SANDBOXES, *OVER_HTTP])
     assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
     assert len(LISTINGS) == 1
 
 
 @pytest.mark.parametrize("line", EXPECTED)
 def test_a_line_of_the_readme(home: Path, line: str) -> None:
-    done = shell(home, line.replace("make up", "make -o bootstrap up"))
+    done = shell(home, line)
     assert EXPECTED[line](done), done
+
+
+def test_the_readmes_sandboxes(home: Path, tmp_path: Path) -> None:
+    """After `make up`, with no further setting."""
+    with up(home) as (env, begun):
+        assert begun.returncode == 0, begun
+        for line in SANDBOXES:
+            done = subprocess.run(
+                ["bash", "-c", line.replace("/tmp/answer", str(tmp_path / "answer"))],
+                cwd=CHECKOUT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=ENDED,
+            )
+            assert (done.returncode, done.stderr) == (0, b""), line
+        assert (tmp_path / "answer").read_text() == "42\n"
+        subprocess.run(["bash", "-c", ".venv/bin/torpor kill $(.venv/bin/torpor list -q)"], cwd=CHECKOUT, env=env, check=True, timeout=ENDED)
 
 
 def test_the_readmes_terminal(home: Path) -> None:

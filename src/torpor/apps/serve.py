@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from torpor.api.app import make_app
 from torpor.api.protocol import BoundedProtocol
 from torpor.api.reach import Reach
+from torpor.apps import credential
 from torpor.apps.certs import certificate_of
 from torpor.apps.control import Outside, People, Wired, control_plane
 from torpor.apps.engine import Engine
@@ -102,8 +103,10 @@ async def serve(settings: Settings, progress: Progress, say: Callable[[str], Non
                 engine.agent.pool.stock(Kind(STOCKED, Shape(), NetworkMode.OFF))
             if wired.first is not None:
                 hand_over(wired.first, settings.home, say)
+            url = where.url(listener.getsockname()[1])
+            await credential.keep(settings.home, url, wired.context, wired.first)
             app = make_app(wired.services, Reach(settings.domain, settings.proxy_port))
-            await run(app, listener, where, lambda: say(f"torpor serves {where.url(listener.getsockname()[1])}"), more)
+            await run(app, listener, where, lambda: say(f"torpor serves {url}"), more)
             say("Stopping; sandboxes run on.")
 
 

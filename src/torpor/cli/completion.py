@@ -26,9 +26,15 @@ def completion(shell: str) -> str:
     top = grammar()
     parsers = {name: parser for action in top._actions if isinstance(action, _SubParsersAction) for name, parser in action.choices.items()}
     cases = "\n".join(f"        {name}) words={' '.join(_options(parser))!r} ;;" for name, parser in parsers.items())
-    script = _SCRIPT.format(cases=cases, top=" ".join([*parsers, *_options(top)]))
+    script = _SCRIPT.format(
+        cases=cases, top=" ".join([*parsers, *(word for action in top._actions for word in action.option_strings if word.startswith("--"))])
+    )
     return _ZSH + script if shell == "zsh" else script
 
 
 def _options(parser: ArgumentParser) -> list[str]:
-    return [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
+    """Its options, and the words of its own group of commands."""
+    words = [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
+    inner = [action.choices for action in parser._actions if isinstance(action, _SubParsersAction)]
+    below = dict.fromkeys(word for choices in inner for each in choices.values() for word in _options(each))
+    return [*(name for choices in inner for name in choices), *words, *(word for word in below if word not in words)]

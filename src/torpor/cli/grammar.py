@@ -4,11 +4,12 @@ take longer to import than a sandbox takes to start (docs/decisions/0021-a-comma
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torpor.cli import sandbox_grammar
 from torpor.model.errors import InvalidInput
 
 SHELLS = ("bash", "zsh")
@@ -30,46 +31,51 @@ def grammar() -> Grammar:
     top.add_argument("--version", action="store_true", help="print the version")
     top.add_argument("--show-completion", choices=SHELLS, metavar="SHELL", help=f"print the completion script for {' or '.join(SHELLS)}: eval it")
     commands = top.add_subparsers(dest="name", metavar="COMMAND", title="commands")
-    for name, fill, text in _COMMANDS:
+    for name, fill, text in (*_COMMANDS[:1], *sandbox_grammar.COMMANDS, *_COMMANDS[1:]):
         summary = text.partition(".")[0].partition(":")[0]
         fill(commands.add_parser(name, help=summary[0].lower() + summary[1:], description=text))
     return top
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
-    """The words of one call. `run` has its command in `command`. Prints the help and exits when asked for it, or when there is nothing to do. Raises
-    InvalidInput."""
+    """The words of one call. `run`, `exec` and `shell` have their command in `command`. Prints the help and exits when asked for it, or when there is nothing
+    to do. Raises InvalidInput."""
     parser = grammar()
-    ours, command = _split(arguments) if "run" in arguments[:1] else (arguments, [])
+    name = arguments[0] if arguments else ""
+    ours, command = _split(name, arguments) if name in _TAKING else (arguments, [])
     words = parser.parse_args(ours)
     if words.name is None and not words.version and not words.show_completion:
         parser.print_help(sys.stderr)
         sys.exit(2)
-    if words.name == "run":
-        if not command:
-            raise InvalidInput("torpor run: the command is missing.", mend="As in: torpor run -- echo hello")
+    if words.name in _TAKING:
+        if not command and words.name != "shell":
+            raise InvalidInput(f"torpor {name}: the command is missing.", mend=f"As in: torpor {name} {_TAKING[name]}-- echo hello")
         words.command = command
     return words
 
 
-def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Our options, and the command: what follows `--`, or begins with the first word that is neither an option nor the value of one."""
-    at = 1
+_TAKING = {"run": "", "exec": "SANDBOX ", "shell": "SANDBOX "}
+"""Commands that take another command, whose options are not ours -> what stands before it."""
+_ALONE = frozenset(("--json", "-h", "--help", "-d", "--detach", "-T", "--no-terminal"))
+"""Their options without a value."""
+
+
+def _split(name: str, arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Our words, and the command: what follows `--`, or begins with the first word that is neither ours nor the value of one of our options."""
+    at, missing = 1, len(_TAKING[name].split())
     while at < len(arguments):
         word = arguments[at]
-        if word == "--":
+        if word == "--" and not missing:
             return arguments[:at], arguments[at + 1 :]
         if len(word) < 2 or not word.startswith("-"):
-            break
-        alone = "=" in word or word in ("--json", "-h", "--help") or "--" in arguments[at + 1 : at + 2]
+            if not missing:
+                break
+            missing -= 1
+            at += 1
+            continue
+        alone = "=" in word or word in _ALONE or "--" in arguments[at + 1 : at + 2]
         at += 1 if alone else 2
     return arguments[:at], arguments[at:]
-
-
-def _on_or_off(text: str) -> str:
-    if text not in ("on", "off"):
-        raise ArgumentTypeError(f"{text!r} is neither: on or off")
-    return text
 
 
 def _common(parser: ArgumentParser, *, json: bool = True) -> None:
@@ -86,7 +92,7 @@ def _run(parser: ArgumentParser) -> None:
     parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="vCPUs: 1, 2, 4 or 8 (1)")
     parser.add_argument("--memory", type=int, default=512, metavar="MIB", help="memory in MiB (512)")
     parser.add_argument("--disk", type=int, default=4096, metavar="MIB", help="disk in MiB (4096)")
-    parser.add_argument("--net", type=_on_or_off, default="off", metavar="on|off", help="the network (off)")
+    parser.add_argument("--net", type=sandbox_grammar.on_or_off, default="off", metavar="on|off", help="the network (off)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="for the command; NAME alone takes it from here; repeatable")
     parser.add_argument("--workdir", default="", metavar="DIR", help="the directory to start in (the user's home)")
     parser.add_argument("--user", default="", metavar="NAME", help="the user to run as (the template's)")
@@ -123,7 +129,6 @@ def _certs(parser: ArgumentParser) -> None:
 _COMMANDS = (
     ("run", _run, "Run one command in a fresh microVM. Its output is streamed, its exit code is kept, and nothing of it stays."),
     ("doctor", _common, "Check this machine: what works, what is missing, and how to mend it. Exit code 1 when sandboxes cannot run."),
-    ("templates", _common, "List the templates: built ones with their size and digest, and those that will be built at first use."),
     ("build", _build, "Build kernel, agent disk and templates, as far as they are missing. Older images that nothing needs any more are removed."),
     (
         "host",

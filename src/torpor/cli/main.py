@@ -13,6 +13,7 @@ from typing import Any
 from torpor import __version__
 from torpor.cli.completion import completion
 from torpor.cli.grammar import parse
+from torpor.cli.sandbox_grammar import FAMILY
 from torpor.cli.show import Screen, fail
 from torpor.log import configure
 from torpor.model.errors import InvalidInput
@@ -58,8 +59,24 @@ def _doctor(words: Namespace, screen: Screen) -> int:
 
 
 def _templates(words: Namespace, screen: Screen) -> int:
-    screen.table("Templates", _apps("templates").listing(_settings(words.data)))
-    return 0
+    """The server's, or, when there is none, what is built here."""
+    code: int | None = importlib.import_module("torpor.cli.team").templates(words, screen)
+    if code is None:
+        rows = _apps("templates").listing(_settings(words.data))
+        if words.quiet and not words.json:
+            print(*(row["name"] for row in rows), sep="\n")
+        else:
+            screen.table("Templates", rows)
+        code = 0
+    return code
+
+
+def _remote(words: Namespace, screen: Screen) -> int:
+    """A command that talks to a server: its family's module has a function of its name."""
+    family = importlib.import_module(f"torpor.cli.{FAMILY[words.name]}")
+    function = getattr(family, words.name, None) or getattr(family, f"{words.name}_")
+    code: int = function(words, screen)
+    return code
 
 
 def _build(words: Namespace, screen: Screen) -> int:
@@ -88,6 +105,7 @@ def _certs(words: Namespace, screen: Screen) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Namespace, Screen], int]] = {
+    **dict.fromkeys(FAMILY, _remote),
     "run": _run,
     "doctor": _doctor,
     "templates": _templates,

@@ -53,6 +53,21 @@ class Screen:
         if not self._json:
             print(f"torpor: {text}", file=sys.stderr, flush=True)
 
+    def waiting(self, what: str) -> None:
+        """Something moves on a terminal until `done`; nothing elsewhere."""
+        if self._json or not sys.stderr.isatty() or self._progress is not None:
+            return
+        from rich.console import Console  # noqa: PLC0415 - as above
+        from rich.status import Status  # noqa: PLC0415
+
+        self._progress = Status(what, console=Console(stderr=True))
+        self._progress.start()
+
+    def warn(self, text: str) -> None:
+        """Something that went only half, with --json too."""
+        self.done()
+        print(f"torpor: {text}", file=sys.stderr, flush=True)
+
     def error(self, error: TorporError) -> None:
         """One line with the cause, one with the mend."""
         self.done()
@@ -74,14 +89,29 @@ class Screen:
             print(json.dumps({title.lower(): list(rows)}, indent=1))
             return
         from rich.console import Console  # noqa: PLC0415
+        from rich.markup import escape  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
 
         table = Table(box=None, header_style="bold")
         for column in rows[0] if rows else ():
-            table.add_column(column)
+            table.add_column(column, no_wrap=column in ("id", "name", "tag"), overflow="fold")
         for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        Console().print(table)
+            table.add_row(*(escape(str(value)) for value in row.values()))
+        Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """What there is to say of one thing, a line each."""
+        self.done()
+        from rich.console import Console  # noqa: PLC0415
+        from rich.markup import escape  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(box=None, show_header=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, text in facts.items():
+            table.add_row(name, escape(text))
+        Console(highlight=False).print(table)
 
     def findings(self, findings: Sequence[Any]) -> None:
         """The doctor's lines: a mark, the name, the detail, and how to mend it."""

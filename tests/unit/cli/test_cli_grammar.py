@@ -88,7 +88,10 @@ def test_the_shell_completes_commands_and_options(shell: str, tmp_path: Path) ->
     def complete(*words: str) -> list[str]:
         return subprocess.run(["bash", "-c", ask, "bash", *words], capture_output=True, text=True, check=True).stdout.split()
 
-    assert complete("torpor", "b") == ["build"]
+    assert complete("torpor", "b") == ["boot", "build"]
+    assert complete("torpor", "ex") == ["exec"]
+    assert complete("torpor", "create", "--auto") == ["--auto-resume"]
+    assert complete("torpor", "keys", "re") == ["revoke"]
     assert complete("torpor", "--v") == ["--version"]
     assert complete("torpor", "run", "--te") == ["--template"]
     assert complete("torpor", "build", "--") == ["--help", "--warm", "--refresh", "--json", "--data"]

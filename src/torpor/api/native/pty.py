@@ -3,7 +3,7 @@
     client first   {"type": "start", "cmd"?, "args"?, "cols"?, "rows"?, "envs"?, "cwd"?, "user"?, "tag"?, "encoding"?}
               or   {"type": "connect", "tag", "offset"?, "encoding"?}
     client then    {"type": "input", "data"}, or a binary frame; {"type": "resize", "cols", "rows"}; {"type": "kill"}; {"type": "pong"}
-    server         {"type": "started", "tag", "pid", "offset"}; {"type": "output", "data"}, or a binary frame; {"type": "exit", "exit_code"};
+    server         {"type": "started", "tag", "pid"}; {"type": "output", "data", "offset"}, or a binary frame; {"type": "exit", "exit_code"};
                    {"type": "error", "data", "fatal"}; {"type": "ping"}
 
 A session outlives its connection: `connect` finds it by its tag and replays what its ring still has from `offset` on. Several may be connected to one.
@@ -94,14 +94,14 @@ class Session:
             self._decided.set()
         async for piece in self._follower.output():
             for at in range(0, len(piece.data), MOST_FRAME):
-                await self._send_output(piece.data[at : at + MOST_FRAME])
+                await self._send_output(piece.data[at : at + MOST_FRAME], piece.offset + at)
         await send(self._socket, **exit_frame(await self._follower.wait()))
 
-    async def _send_output(self, data: bytes) -> None:
+    async def _send_output(self, data: bytes, offset: int) -> None:
         if self._binary:
             await self._socket.send_bytes(data)
         else:
-            await send(self._socket, type="output", data=base64.b64encode(data).decode())
+            await send(self._socket, type="output", data=base64.b64encode(data).decode(), offset=offset)
 
     def _decide(self, *, binary: bool) -> None:
         if not self._fixed:

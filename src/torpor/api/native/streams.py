@@ -4,11 +4,12 @@
     {"type": "start", "cmd", "args"?, "envs"?, "cwd"?, "user"?,    {"type": "start", "pid", "tag", "exec_id"}
      "tag"?, "timeout_sec"?, "stdin"?, "encoding"?}                {"type": "stdout" | "stderr", "data", "offset"}
     {"type": "stdin", "data"}  {"type": "stdin_close"}             {"type": "exit", "exit_code", "signal"?, "timed_out"?, "oom"?}
-    {"type": "signal", "signal": 15}  {"type": "stop"}             {"type": "error", "data", "code", "reason", "request_id"}
+    {"type": "signal", "signal": 15}  {"type": "stop"}             {"type": "stdin_taken", "bytes"}
+                                                                   {"type": "error", "data", "code", "reason", "request_id"}
 
 `data` is text; with `"encoding": "base64"` it is base64 both ways, and binary-safe. In text, a character that two pieces share comes whole with the second,
-and what is no UTF-8 comes as U+FFFD. `offset` counts the stream's bytes: whoever lost a connection goes on with `?stdout_offset=&stderr_offset=`. A
-client that leaves only detaches; `stop` kills the command and all it started.
+and what is no UTF-8 comes as U+FFFD. `bytes` counts the input of this connection that the guest took. `offset` counts the stream's bytes: whoever lost a
+connection goes on with `?stdout_offset=&stderr_offset=`. A client that leaves only detaches; `stop` kills the command and all it started.
 """
 
 from __future__ import annotations
@@ -159,8 +160,11 @@ async def _listen(socket: WebSocket, follower: Follower, encoding: Encoding) -> 
     waiting: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=64)
 
     async def feed() -> None:
+        taken = 0
         while (data := await waiting.get()) is not None:
             await ended(follower.write(data))
+            taken += len(data)
+            await send(socket, type="stdin_taken", bytes=taken)
         await ended(follower.close_stdin())
 
     feeding = asyncio.create_task(feed())

@@ -1,0 +1,112 @@
+"""The Python client of a torpor server: `Client` for plain programs, `AsyncClient` for those with an event loop.
+
+It needs HTTP and WebSockets and nothing else of torpor.
+"""
+
+from __future__ import annotations
+
+from torpor.client.answers import (
+    AuditEntry,
+    Background,
+    Event,
+    Exit,
+    FileChange,
+    FileState,
+    Key,
+    MetricPoint,
+    Output,
+    ProcessState,
+    Result,
+    SandboxState,
+    Template,
+)
+from torpor.client.asynchronous import AsyncClient
+from torpor.client.commands import AsyncCommands, AsyncProcess
+from torpor.client.errors import (
+    ApiError,
+    BadAnswer,
+    ClientError,
+    CommandFailed,
+    ConfigurationError,
+    Conflict,
+    ConnectionLost,
+    DiskFull,
+    Expired,
+    Forbidden,
+    GuestFailed,
+    InputLost,
+    InvalidRequest,
+    InvalidState,
+    LimitReached,
+    NotFound,
+    OutputLost,
+    ServerFailed,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    Unreachable,
+    UnsafeArchive,
+)
+from torpor.client.files import AsyncFiles, AsyncWatch
+from torpor.client.sandboxes import AsyncSandbox, AsyncSandboxes
+from torpor.client.synchronous import Client, Commands, Files, Process, Sandbox, Sandboxes, Terminal, Terminals, Watch
+from torpor.client.terminals import AsyncTerminal, AsyncTerminals
+from torpor.client.trees import Left
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "AsyncCommands",
+    "AsyncFiles",
+    "AsyncProcess",
+    "AsyncSandbox",
+    "AsyncSandboxes",
+    "AsyncTerminal",
+    "AsyncTerminals",
+    "AsyncWatch",
+    "AuditEntry",
+    "Background",
+    "BadAnswer",
+    "Client",
+    "ClientError",
+    "CommandFailed",
+    "Commands",
+    "ConfigurationError",
+    "Conflict",
+    "ConnectionLost",
+    "DiskFull",
+    "Event",
+    "Exit",
+    "Expired",
+    "FileChange",
+    "FileState",
+    "Files",
+    "Forbidden",
+    "GuestFailed",
+    "InputLost",
+    "InvalidRequest",
+    "InvalidState",
+    "Key",
+    "Left",
+    "LimitReached",
+    "MetricPoint",
+    "NotFound",
+    "Output",
+    "OutputLost",
+    "Process",
+    "ProcessState",
+    "Result",
+    "Sandbox",
+    "SandboxState",
+    "Sandboxes",
+    "ServerFailed",
+    "Template",
+    "Terminal",
+    "Terminals",
+    "TooLarge",
+    "Unauthorized",
+    "Unavailable",
+    "Unreachable",
+    "UnsafeArchive",
+    "Watch",
+]
