@@ -55,8 +55,8 @@ class BootOrder:
 async def cold_boot(context: Context, order: BootOrder) -> Artefact:
     """Boots `order.disk` on an overlay of its own, waits for the guest agent, runs one command so that what a first command needs is in memory, and
     commits the artefact.
-    Raises TimedOut when no attempt answered (with the console's tail), HostError when the template's service did not get ready, at once NoSpace when memory or disk do not fit and VmmError when the VMM ended, and what
-    the ports raise; nothing is left then."""
+    Raises TimedOut when no attempt answered (with the console's tail), HostError when the template's service did not get ready, at once NoSpace when memory
+    or disk do not fit and VmmError when the VMM ended, and what the ports raise; nothing is left then."""
     boot = context.images.boot()
     for attempt in range(1, context.policy.boot_attempts + 1):
         try:

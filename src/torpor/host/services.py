@@ -1,8 +1,8 @@
 """A template's service: started in a booting guest, waited for until it is ready, so that it lies in the warm image running.
 
-    start ----------------------------------------------> runs on, also through pauses and in clones
-      ready? -- no --> again after a second -- ... -- yes -> done
-      the service ends, or the time is over -----------> HostError with the last of its output
+start ----------------------------------------------> runs on, also through pauses and in clones
+  ready? -- no --> again after a second -- ... -- yes -> done
+  the service ends, or the time is over -----------> HostError with the last of its output
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ async def exercise_service(guest: Guest, service: Service, name: str) -> None:
 
 async def _until_ready(guest: Guest, ready: Sequence[str]) -> None:
     started = time.monotonic()
-    while (await _once(guest, ready, _LONGEST_TRY)).shell_code != 0:
-        await asyncio.sleep(_BETWEEN)  # a command of the template's: it can only be asked again
+    while (await _once(guest, ready, _LONGEST_TRY)).shell_code != 0:  # noqa: ASYNC110 - it can only be asked again
+        await asyncio.sleep(_BETWEEN)
     log.info("service_ready", seconds=round(time.monotonic() - started, 1))
 
 

@@ -55,7 +55,8 @@ def _pip(shop: Workshop) -> list[str]:
 
 def install_hooks(wheels: Path, left_out: Sequence[str]) -> list[str]:
     """Lines for mmdebstrap that install what `download` brought, remove what is left out and compile the rest."""
-    options = "--ignore-installed --no-index --no-deps --no-compile --no-cache-dir --require-hashes --break-system-packages --root-user-action ignore --disable-pip-version-check"
+    options = "--ignore-installed --no-index --no-deps --no-compile --no-cache-dir --require-hashes"
+    options += " --break-system-packages --root-user-action ignore --disable-pip-version-check"
     there = f"{_AT}/{wheels.name}"
     packages = recipes.PACKAGES
     patterns = " -o ".join(f"-path {shlex.quote(f'{packages}/{pattern}')}" for pattern in left_out)

@@ -98,7 +98,7 @@ class _Handler(RequestHandler):
     def write_error(self, status_code: int, **about: Any) -> None:
         error = about["exc_info"][1] if "exc_info" in about else None
         statuses = {NoContextError: 404, UnknownLanguageError: 400, KernelFailedError: 400, Ended: 500}
-        self.set_status(statuses.get(type(error), status_code))
+        self.set_status(next((status for kind, status in statuses.items() if isinstance(error, kind)), status_code))
         said = error.log_message or self._reason if isinstance(error, HTTPError) else str(error or self._reason)
         self.finish({"message": said % error.args if isinstance(error, HTTPError) and error.args else said})
 

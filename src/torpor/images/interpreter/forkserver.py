@@ -44,12 +44,12 @@ class ForkServer:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         self._say({"event": "ready"})
         while True:
-            readable, _, _ = select.select([self._socket, self._woken], [], [])
+            readable, _, _ = select.select([self._socket.fileno(), self._woken], [], [])
             if self._woken in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._woken, 4096)
                 self._reap()
-            if self._socket in readable:
+            if self._socket.fileno() in readable:
                 message, descriptors, _, _ = socket.recv_fds(self._socket, _LARGEST, 3)
                 if not message:
                     return

@@ -43,7 +43,11 @@ def kernel_model(context: Context) -> Json:
 def _spec(name: str) -> Json:
     known = language(name)
     shown = {"python": "Python 3", "javascript": "JavaScript", "typescript": "TypeScript", "bash": "Bash"}[known]
-    return {"name": name, "spec": {"argv": [], "env": {}, "display_name": shown, "language": known, "interrupt_mode": "signal", "metadata": {}}, "resources": {}}
+    return {
+        "name": name,
+        "spec": {"argv": [], "env": {}, "display_name": shown, "language": known, "interrupt_mode": "signal", "metadata": {}},
+        "resources": {},
+    }
 
 
 class _Handler(RequestHandler):
@@ -72,7 +76,9 @@ class _Handler(RequestHandler):
     def write_error(self, status_code: int, **about: Any) -> None:
         error = about["exc_info"][1] if "exc_info" in about else None
         statuses = {NoContextError: 404, UnknownLanguageError: 400, KernelFailedError: 400}
-        self.reply({"message": str(error or self._reason), "reason": None}, statuses.get(type(error), status_code))
+        self.reply(
+            {"message": str(error or self._reason), "reason": None}, next((status for kind, status in statuses.items() if isinstance(error, kind)), status_code)
+        )
 
 
 class Root(_Handler):

@@ -4,7 +4,8 @@
     out:  result, display, update, clear, error, and at the end of each operation {"event": "done", ...}                  control socket
 
 What cells print goes to descriptors 1 and 2, which are pipes; it is flushed before every event, so that a reader who empties the pipes when an event
-arrives has the order right. Between cells asyncio's tasks run on. A cell without a top-level await runs outside the loop, so asyncio.run() works in it.
+arrives has the order right. What the code after it may print waits: an event in the middle of a cell says "ack", and {"op": "ack"} answers it. Between
+cells asyncio's tasks run on. A cell without a top-level await runs outside the loop, so asyncio.run() works in it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
+from IPython.core.completer import provisionalcompleter, rectify_completions
+
 from .reseed import Generation, names, reseed
 from .shell import Json, Shell
 
 _FLUSH_SECONDS = 0.1
+
+
+def _set(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
 
 
 class Printer(io.TextIOWrapper):
@@ -36,7 +44,6 @@ class Printer(io.TextIOWrapper):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False), 8192), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-        self.mode = "w"
         self._flushed = 0.0
         self._begun = False
 
@@ -62,6 +69,7 @@ class Kernel:
         self._lock = threading.Lock()
         self._running = False
         self._stale = False
+        self._unanswered = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = Generation(generation)
         self._names = os.path.join(os.path.dirname(generation), "names")
@@ -95,22 +103,35 @@ class Kernel:
         os.environ.update(names(self._names))
 
     def _send(self, event: Json) -> None:
+        amid = self._running and event["event"] in ("display", "update", "clear")
         with self._lock:
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):  # the user's own stream: what it does is no reason to lose an event
                     stream.flush()
-            self._control.sendall(json.dumps(event, default=str, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n")
+            said = event | {"ack": True} if amid else event
+            self._unanswered += amid
+            self._control.sendall(json.dumps(said, default=str, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n")
+            while amid and self._unanswered and self._next_line() is not None:
+                self._unanswered -= 1
 
     def serve(self) -> None:
         """Until the control socket ends."""
         while (line := self._line()) is not None:
             request = json.loads(line)
+            if request["op"] == "ack":  # of an event whose cell was interrupted while it waited
+                self._unanswered -= 1
+                continue
             operation = {"run": self._run, "complete": self._complete, "forget": self._forget}[request["op"]]
             operation(request)
 
     def _line(self) -> bytes | None:
-        while b"\n" not in self._rest:
+        if b"\n" not in self._rest:
             self._wait()
+        return self._next_line()
+
+    def _next_line(self) -> bytes | None:
+        """None at the end."""
+        while b"\n" not in self._rest:
             piece = self._control.recv(1 << 16)
             if not piece:
                 return None
@@ -126,7 +147,7 @@ class Kernel:
         if select.select([self._control], [], [], 0)[0]:
             return
         readable = loop.create_future()
-        loop.add_reader(self._control, lambda: readable.done() or readable.set_result(None))
+        loop.add_reader(self._control, _set, readable)
         try:
             loop.run_until_complete(readable)
         finally:
@@ -167,10 +188,10 @@ class Kernel:
 
     def _complete(self, request: Json) -> None:
         code, cursor = request["code"], request["cursor"]
-        line_start = code.rfind("\n", 0, cursor) + 1
-        line_end = code.find("\n", cursor)
-        text, matches = self._shell.complete("", code[line_start : line_end if line_end >= 0 else len(code)], cursor - line_start)
-        self._send({"event": "done", "ok": True, "matches": list(matches), "start": cursor - len(text), "end": cursor})
+        with provisionalcompleter():
+            found = list(rectify_completions(code, self._shell.Completer.completions(code, cursor)))
+        start, end = (found[0].start, found[0].end) if found else (cursor, cursor)
+        self._send({"event": "done", "ok": True, "matches": [one.text for one in found], "start": start, "end": end})
 
     def _forget(self, _request: Json) -> None:
         """As if nothing had ever run."""

@@ -17,13 +17,26 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 Json = dict[str, Any]
 Sink = Callable[[Json], Awaitable[None]]
+T = TypeVar("T")
 _PIECE = 1 << 16
 _MOST_BEFORE_CONTROL = 1 << 20
 """Bytes read from a pipe before the control socket is looked at; what was printed before the event is at most a pipe full."""
+
+
+def settle(future: asyncio.Future[T], value: T) -> None:
+    """Sets a result unless there is one: what was waited for may come twice, or too late."""
+    if not future.done():
+        future.set_result(value)
+
+
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """As `settle`, with an error."""
+    if not future.done():
+        future.set_exception(error)
 
 
 class KernelFailedError(Exception):
@@ -67,6 +80,7 @@ class Kernel:
         self._sink: Sink | None = None
         self._finished: asyncio.Future[Json] | None = None
         self._rest = bytearray()
+        self._closed = False
         decoder = codecs.getincrementaldecoder("utf-8")
         self._decoders = {plumbing.out: ("stdout", decoder("replace")), plumbing.err: ("stderr", decoder("replace"))}
         self._open = {plumbing.out, plumbing.err, plumbing.control.fileno()}
@@ -87,7 +101,8 @@ class Kernel:
                 raise Ended(self._how())
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end will tell
                 await self._write(request)
-            await asyncio.wait({finished, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {finished, self._ended}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not finished.done():
                 await asyncio.wait({self._reader}, timeout=1.0)  # what it said last
             if finished.done():
@@ -130,7 +145,10 @@ class Kernel:
                 os.killpg(self.pid, signal.SIGINT)
 
     async def close(self) -> None:
-        """SIGKILL, and returns when it is gone."""
+        """SIGKILL, and returns when it is gone. Repeatable."""
+        if self._closed:
+            return
+        self._closed = True
         if self.alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -155,6 +173,9 @@ class Kernel:
             for line in said:
                 for event in self.decode(line):
                     await self._deliver(event)
+                    if event.pop("ack", False):
+                        with contextlib.suppress(OSError):  # a dozen bytes find room, or the kernel is gone
+                            self._plumbing.control.send(b'{"op": "ack"}\n')
         for descriptor in (self._plumbing.out, self._plumbing.err):
             await self._drain(descriptor)
 
@@ -162,7 +183,7 @@ class Kernel:
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
         for descriptor in self._open:
-            loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+            loop.add_reader(descriptor, settle, ready, None)
         try:
             await ready
         finally:
@@ -249,25 +270,26 @@ class Forks:
             return
         event = json.loads(message)
         if event["event"] == "ready":
-            self.ready.done() or self.ready.set_result(None)
+            settle(self.ready, None)
         elif event["event"] == "forked":
             asked = self._asked.pop(event["id"])
             if "pid" in event:
                 self._ends[event["pid"]] = asyncio.get_running_loop().create_future()
-                asked.done() or asked.set_result(event["pid"])
+                settle(asked, event["pid"])
             else:
-                asked.done() or asked.set_exception(KernelFailedError(f"No process for a kernel: {event['error']}"))
-        elif (end := self._ends.pop(event["pid"], None)) is not None and not end.done():
-            end.set_result(event["status"])
+                fail(asked, KernelFailedError(f"No process for a kernel: {event['error']}"))
+        elif (end := self._ends.pop(event["pid"], None)) is not None:
+            settle(end, event["status"])
 
     def _over(self) -> None:
         """The fork server is gone; kernels it made live on, but nobody tells of their ends any more: they count as ended."""
         asyncio.get_running_loop().remove_reader(self._socket)
         error = KernelFailedError("The fork server of the Python kernels ended.")
-        for future in (self.ready, *self._asked.values()):
-            future.done() or future.set_exception(error)
+        fail(self.ready, error)
+        for asked in self._asked.values():
+            fail(asked, error)
         for end in self._ends.values():
-            end.done() or end.set_result(-signal.SIGKILL)
+            settle(end, -signal.SIGKILL)
         self._asked.clear()
         self._ends.clear()
 

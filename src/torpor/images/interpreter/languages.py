@@ -17,7 +17,12 @@ NAMES = {
 }
 """What a client may say -> what it is called in answers. `wrenn` is the name under which the native SDK asks for Python."""
 KNOWN = ("python", "javascript", "typescript", "bash")
-FILES = {"python": (".py", "text/x-python"), "javascript": (".js", "application/javascript"), "typescript": (".ts", "text/x-typescript"), "bash": (".sh", "text/x-sh")}
+FILES = {
+    "python": (".py", "text/x-python"),
+    "javascript": (".js", "application/javascript"),
+    "typescript": (".ts", "text/x-typescript"),
+    "bash": (".sh", "text/x-sh"),
+}
 
 
 class UnknownLanguageError(Exception):

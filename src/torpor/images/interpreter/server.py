@@ -1,6 +1,6 @@
 """The service: both ports, one set of contexts. It answers on /health with 200 once the default Python kernel has run cells through both ports.
 
-    python3 -c 'from torpor_code.server import main; main()' [--address A] [--e2b-port N] [--jupyter-port N] [--cwd DIR] [--generation FILE]
+python3 -c 'from torpor_code.server import main; main()' [--address A] [--e2b-port N] [--jupyter-port N] [--cwd DIR] [--generation FILE]
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ async def rehearse(contexts: Contexts, options: argparse.Namespace, rounds: int)
     for _ in range(rounds):
         for code in ("1+1", "print(1)"):
             body = json.dumps({"code": code, "context_id": None, "language": None, "env_vars": None})
-            await client.fetch(HTTPRequest(f"http://{host}:{options.e2b_port}/execute", "POST", {"Content-Type": "application/json"}, body, request_timeout=300))
+            await client.fetch(
+                HTTPRequest(f"http://{host}:{options.e2b_port}/execute", "POST", {"Content-Type": "application/json"}, body, request_timeout=300)
+            )
     await client.fetch(f"http://{host}:{options.e2b_port}/contexts", request_timeout=300)
     await client.fetch(f"http://{host}:{options.jupyter_port}/api/kernels", request_timeout=300)
     socket = await websocket_connect(f"ws://{host}:{options.jupyter_port}/api/kernels/{context.id}/channels")
