@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import h11
+
 from floor import Clock
 from setting import SMALL, Bench
 from torpor.host.agent import CreateSpec

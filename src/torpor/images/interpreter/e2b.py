@@ -108,6 +108,7 @@ class Execute(_Handler):
 
     async def post(self) -> None:
         context, self.cell = self._order(self.body())
+        self.request.connection.stream.set_nodelay(True)  # each line is written when it comes, and must not wait for the last one's acknowledgement
         self.set_header("Content-Type", "application/x-ndjson")
         self.set_header("Cache-Control", "no-store")
         context.run(self.cell)
