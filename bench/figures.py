@@ -93,6 +93,8 @@ TABLE = (
     Figure("idle_cpu", "CPU per idle sandbox beyond its VMM", "% of a core", Kind.MOST, 0.02),
     Figure("vmm_memory", "private memory of an idle VMM", "MB"),
     Figure("vmm_cpu", "CPU of an idle VMM", "% of a core"),
+    Figure("cell_first", "code interpreter: first run_code after a create", "ms", Kind.RATIO, 1.5, "the tenth"),
+    Figure("cell_pooled", "code interpreter: first run_code of a sandbox from the pool", "ms", Kind.RATIO, 1.5, "the tenth"),
     Figure("upload", "file upload, 64 MiB", "MB/s", Kind.RATE, 0.8, "raw virtio-serial"),
     Figure("upload_bare", "file upload, 64 MiB", "MB/s", reference="bare loop into a file"),
     Figure("download", "file download, 64 MiB", "MB/s", Kind.RATE, 0.8, "raw virtio-serial"),

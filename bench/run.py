@@ -24,15 +24,25 @@ from bare.image import prepare
 from figures import Samples
 from floor import Floor
 from machine import Machine, look
-from scenes import channel, copies, density, dirty, idle, pool, proxy
+from scenes import channel, copies, density, dirty, idle, interpreter, pool, proxy
 from setting import FULL, LARGE, QUICK, SMALL, TEMPLATE, Bench, Counts
 from torpor.apps.engine import Engine
 from torpor.apps.settings import Settings, resolve
 from torpor.model.shapes import Shape
 
-SCENES = {"density": density, "idle": idle, "channel": channel, "dirty": dirty, "copies": copies, "proxy": proxy, "pool": pool}
+SCENES = {
+    "density": density,
+    "idle": idle,
+    "channel": channel,
+    "dirty": dirty,
+    "copies": copies,
+    "proxy": proxy,
+    "pool": pool,
+    "interpreter": interpreter,
+}
 """In this order: what sandboxes cost this process shows only while its heap has not held many before."""
-POOL = "pool"
+POOLED = ("pool", "interpreter")
+"""Scenes whose engine has a pool."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -77,12 +87,12 @@ async def measure(settings: Settings, counts: Counts, scenes: list[str], work: P
             probe = await engine.vmm.probe()
             machine = look(probe.accelerator.value, f"{probe.kind} {probe.version}", datetime.date.today().isoformat())
             for name in scenes:
-                if name != POOL:
+                if name not in POOLED:
                     await SCENES[name].measure(Bench(engine, small, large, counts, samples, say))
             await engine.agent.idle()
-        if POOL in scenes:
+        for name in (name for name in scenes if name in POOLED):
             async with opened(settings, settings.pool_size) as engine:
-                await pool.measure(Bench(engine, small, large, counts, samples, say))
+                await SCENES[name].measure(Bench(engine, small, large, counts, samples, say))
     return machine, samples
 
 

@@ -29,6 +29,7 @@ def listing(settings: Settings) -> list[Row]:
 def _rows(engine: Engine) -> list[Row]:
     built = {template.name: template for template in engine.images.templates()}
     rows: list[Row] = []
+    built |= {alias: template for template in list(built.values()) for alias in template.aliases}
     for name in sorted({*built, *engine.images.buildable()}):
         template = built.get(name)
         if template is None:
@@ -49,7 +50,7 @@ def build(names: Sequence[str], settings: Settings, progress: Progress, say: Cal
 
 async def _build(names: Sequence[str], settings: Settings, progress: Progress, say: Callable[[str], None], warm: bool, refresh: bool) -> list[Row]:
     engine = Engine(settings)
-    wanted = list(names) or list(engine.images.buildable())
+    wanted = list(names) or list(engine.images.standard())
     await engine.images.ensure(wanted, progress, refresh=refresh)
     if warm:
         engine.lock()

@@ -79,6 +79,11 @@ class Kernel:
 
     # Freezing
 
+    @property
+    def peopled(self) -> bool:
+        """Whether there are processes of the user's."""
+        return self._present()
+
     def freeze_if_running(self) -> None:
         if not self.frozen:
             self._freeze()

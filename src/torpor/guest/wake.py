@@ -119,8 +119,12 @@ class Identity:
                 _mark(names)
             self._names = names
 
-    def generation(self, number: int) -> None:
-        self._files["generation"].set(b"%d\n" % number)
+    def generation(self, number: int, *, tell: bool = False) -> None:
+        """`tell`: also as an event for those who watch the file (inotify(7), IN_MODIFY), which a store into its mapping is not."""
+        if tell:
+            self._files["generation"].write(b"%d\n" % number)
+        else:
+            self._files["generation"].set(b"%d\n" % number)
 
 
 def _mark(names: Json) -> None:
@@ -159,6 +163,13 @@ class MappedFile:
             os.ftruncate(self._fd, len(data))
             self._length = len(data)
         self._map[: len(data)] = data
+
+    def write(self, data: bytes) -> None:
+        """As `set`, by a system call. Raises OSError."""
+        os.pwrite(self._fd, data, 0)
+        if len(data) != self._length:
+            os.ftruncate(self._fd, len(data))
+            self._length = len(data)
 
     def starts(self, prefix: bytes) -> bool:
         return self._map[: len(prefix)] == prefix
@@ -231,7 +242,7 @@ class Waker:
                 ("identity", lambda wake: identity.take(wake["identity"])),
                 ("network", lambda wake: netconf.apply(wake.get("network"))),
                 ("disk", lambda wake: keep.grow_to(wake.get("disk_bytes") or 0)),
-                ("generation", lambda _wake: identity.generation(self.generation)),
+                ("generation", lambda _wake: identity.generation(self.generation, tell=keep.peopled)),
             )
 
     def begin_anew(self) -> None:

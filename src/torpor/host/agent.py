@@ -211,7 +211,7 @@ class HostAgent:
 
     async def _source(self, spec: CreateSpec) -> tuple[str, Artefact]:
         """(template name, artefact to start from)."""
-        if spec.source in {template.name for template in self._context.images.templates()}:
+        if spec.source in {name for template in self._context.images.templates() for name in (template.name, *template.aliases)}:
             template = self._context.images.template(spec.source)
             self._context.disks.register_base(template.digest, template.disk, template.format)
             return template.name, await self._warm.get(template, spec.shape)

@@ -19,12 +19,13 @@ from typing import Any
 from torpor.durable import files
 from torpor.host.context import PROFILE, Context, new_id
 from torpor.host.fit import fingerprint
+from torpor.host.services import TAG, start_service
 from torpor.log import Log
-from torpor.model.errors import GuestLost, NoSpace, TimedOut, TorporError, VmmError
+from torpor.model.errors import GuestLost, GuestOSError, NoSpace, TimedOut, TorporError, VmmError
 from torpor.model.shapes import Shape
 from torpor.model.snapshots import ArtefactKind
 from torpor.ports.guest import ExecSpec, Guest
-from torpor.ports.images import BootImages
+from torpor.ports.images import BootImages, Service
 from torpor.ports.store import Artefact, Commit, DiskChain, Draft
 from torpor.ports.vmm import ColdBoot, LaunchSpec, Machine, VmmEvent
 
@@ -37,7 +38,8 @@ _ROOM = "Free space on the file system of TORPOR_HOME, and try again."
 
 @dataclass(frozen=True, slots=True)
 class BootOrder:
-    """What to boot, and what the artefact is to be: see Commit. `extra` travels into the manifest."""
+    """What to boot, and what the artefact is to be: see Commit. `extra` travels into the manifest. `service` is started and,
+    unless `on_trust`, waited for. A user's own disk is booted on trust: what is wrong with the service there must not keep anybody from the files."""
 
     kind: ArtefactKind
     owner: str
@@ -46,13 +48,15 @@ class BootOrder:
     disk: DiskChain
     generation: int
     extra: dict[str, str]
+    service: Service | None = None
+    on_trust: bool = False
 
 
 async def cold_boot(context: Context, order: BootOrder) -> Artefact:
     """Boots `order.disk` on an overlay of its own, waits for the guest agent, runs one command so that what a first command needs is in memory, and
     commits the artefact.
-    Raises TimedOut when no attempt answered (with the console's tail), at once NoSpace when memory or disk do not fit and VmmError when the VMM ended, and what
-    the ports raise; nothing is left then."""
+    Raises TimedOut when no attempt answered (with the console's tail), HostError when the template's service did not get ready, at once NoSpace when memory
+    or disk do not fit and VmmError when the VMM ended, and what the ports raise; nothing is left then."""
     boot = context.images.boot()
     for attempt in range(1, context.policy.boot_attempts + 1):
         try:
@@ -91,7 +95,7 @@ async def _attempt(context: Context, order: BootOrder, boot: BootImages, run_dir
             )
         )
         undo.push_async_callback(machine.stop, 0.0)
-        exact = await _watched(machine, _converse(context, machine, draft))
+        exact = await _watched(machine, _converse(context, machine, draft, order))
         await machine.stop(0.0)
         chain = await context.disks.freeze(overlay, order.disk)
         undo.callback(context.disks.release, chain)
@@ -141,10 +145,10 @@ async def _trouble(machine: Machine) -> TorporError:
     return VmmError(f"The VMM of a cold boot ended ({how}). Last on its console: {machine.console_tail()[-400:] or 'nothing'}")
 
 
-async def _converse(context: Context, machine: Machine, draft: Draft) -> bool:
+async def _converse(context: Context, machine: Machine, draft: Draft, order: BootOrder) -> bool:
     guest = await _answer(context, machine)
     try:
-        return await _settle(guest, machine, draft)
+        return await _settle(guest, machine, draft, order)
     finally:
         await guest.close()
 
@@ -156,6 +160,16 @@ async def _answer(context: Context, machine: Machine) -> Guest:
         raise TimedOut(f"{error.message} Last on its console: {machine.console_tail()[-400:] or 'nothing'}") from error
 
 
+async def _serve(guest: Guest, service: Service, order: BootOrder) -> None:
+    if not order.on_trust:
+        await start_service(guest, service, order.template)
+        return
+    try:
+        (await guest.exec(ExecSpec(service.start, tag=TAG))).detach()
+    except GuestOSError as error:
+        log.warning("service_not_started", template=order.template, owner=order.owner, error=str(error))
+
+
 async def exercise(guest: Guest) -> None:
     """One command, as users run them: what a first command needs is in memory afterwards (and, in a running machine, translated)."""
     process = await guest.exec(ExecSpec(["/bin/sh", "-c", "true"]))
@@ -163,10 +177,12 @@ async def exercise(guest: Guest) -> None:
     await guest.forget(process.exec_id)
 
 
-async def _settle(guest: Guest, machine: Machine, draft: Draft) -> bool:
+async def _settle(guest: Guest, machine: Machine, draft: Draft, order: BootOrder) -> bool:
     """Runs a command as users will, then brings the guest to rest with its device state saved. True when its processes froze."""
     await guest.grow_root()
     await exercise(guest)
+    if order.service is not None:
+        await _serve(guest, order.service, order)
     await guest.sync()
     quiesced = await guest.quiesce()
     await machine.pause()

@@ -11,9 +11,10 @@ from pathlib import Path
 from torpor.host.home import Uids
 from torpor.host.record import Records
 from torpor.host.turns import Turns
+from torpor.model.errors import NotFound
 from torpor.model.sandbox import base36
 from torpor.ports.guest import GuestLink
-from torpor.ports.images import Images
+from torpor.ports.images import Images, Service
 from torpor.ports.network import Networks
 from torpor.ports.processes import Processes
 from torpor.ports.store import Disks, Snapshots
@@ -63,3 +64,10 @@ class Context:
     policy: Policy = field(default_factory=Policy)
     turns: Turns = field(default_factory=Turns)
     now: Callable[[], float] = time.time
+
+    def service(self, template: str) -> Service | None:
+        """What runs in every sandbox of a template; nothing where the name is not, or no longer, one of a template."""
+        try:
+            return self.images.template(template).service
+        except NotFound:
+            return None

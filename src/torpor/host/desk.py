@@ -109,7 +109,8 @@ class HostDesk:
 
     async def templates(self) -> Sequence[HostTemplate]:
         self._demand_open()
-        return [HostTemplate(one.name, one.user, one.home, one.size_bytes) for one in self._agent.context.images.templates()]
+        built = self._agent.context.images.templates()
+        return [HostTemplate(name, one.user, one.home, one.size_bytes) for one in built for name in (one.name, *one.aliases)]
 
     async def capacity(self) -> Capacity:
         self._demand_open()

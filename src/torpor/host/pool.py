@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from torpor.host.boot import exercise
 from torpor.host.context import Context
 from torpor.host.sandbox import Sandbox
+from torpor.host.services import exercise_service
 from torpor.log import Log
 from torpor.model.errors import TorporError
 from torpor.model.sandbox import MachineState, NetworkMode
@@ -103,7 +104,10 @@ class Pool:
     async def _fill(self, kind: Kind, shelf: _Shelf) -> None:
         try:
             sandbox = await self._make(kind)
-            await exercise(await sandbox.guest())
+            guest = await sandbox.guest()
+            await exercise(guest)
+            if (service := self._context.service(kind.template)) is not None:
+                await exercise_service(guest, service, kind.template)
             shelf.ready.append(sandbox)
         except TorporError as error:
             shelf.wanted = len(shelf.ready)

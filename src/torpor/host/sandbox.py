@@ -338,6 +338,7 @@ class Sandbox:
         await self._gone_before()
         record = self._record
         order = BootOrder(ArtefactKind.PAUSED, self.id, record.template, record.shape, record.disk, record.generation + 1, {})
+        order = replace(order, service=self._context.service(record.template), on_trust=True)
         artefact = await cold_boot(self._context, order)
         previous = record.artefact_id
         self._write(artefact_id=artefact.id, disk=artefact.disk, generation=artefact.generation)

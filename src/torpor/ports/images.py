@@ -9,8 +9,21 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """What runs in every sandbox of a template from its start: it is in the warm image. Commands of the template's user.
+
+    `start` is started once and runs on. `ready` is run again, at intervals, until it succeeds, for at most `ready_seconds`; the warm image is saved then.
+    `exercise` is run in a sandbox made ahead for a pool, so that what a first use needs has run once there; it must leave nothing behind."""
+
+    start: Sequence[str]
+    ready: Sequence[str]
+    ready_seconds: float
+    exercise: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
-    """An immutable base disk. `digest` is the SHA-256 of its bytes, in hex. `user` and `home` are the defaults for commands."""
+    """An immutable base disk. `digest` is the SHA-256 of its bytes, in hex. `user` and `home` are the defaults for commands. `aliases`: other names of it."""
 
     name: str
     digest: str
@@ -20,6 +33,8 @@ class Template:
     user: str
     home: str
     description: str = ""
+    service: Service | None = None
+    aliases: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +67,7 @@ class Images(Protocol):
         ...
 
     def template(self, name: str) -> Template:
-        """Raises NotFound; the message lists what is there and how to build what is not."""
+        """By name or alias. Raises NotFound; the message lists what is there and how to build what is not."""
         ...
 
     def template_disk(self, digest: str) -> Path:
@@ -60,7 +75,7 @@ class Images(Protocol):
         ...
 
     def buildable(self) -> Sequence[str]:
-        """Names this version knows how to build."""
+        """Names this version knows how to build, aliases included."""
         ...
 
     async def ensure(self, names: Sequence[str], progress: Progress) -> None:

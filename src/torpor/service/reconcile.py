@@ -17,7 +17,7 @@ A host tells of ends at once; the whole is compared at the start, when a host co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from torpor.lifecycle.sandbox import FINAL, LIVE, TRANSIENT
 from torpor.log import Log
@@ -38,11 +38,16 @@ S = SandboxState
 _SAME = {S.RUNNING: MachineStatus.RUNNING, S.PAUSED: MachineStatus.PAUSED}
 
 
+Learn = Callable[[], Awaitable[None]]
+
+
 class Reconciler:
     """One of each process; any number at once do no harm."""
 
-    def __init__(self, context: Context, orders: Orders, operations: Operations, presence: Presence) -> None:
+    def __init__(self, context: Context, orders: Orders, operations: Operations, presence: Presence, learn: Learn | None = None) -> None:
+        """`learn`: records the templates that hosts have by now; called after each comparison."""
         self._context = context
+        self._learn = learn
         self._orders = orders
         self._operations = operations
         self._presence = presence
@@ -78,6 +83,8 @@ class Reconciler:
         await asyncio.gather(*(self._host(host) for host in online.values()))
         await self._absent(online)
         await self._templates()
+        if self._learn is not None:
+            await self._learn()
 
     # -- ends that hosts tell of -----------------------------------------------------------------------------------------------------
 

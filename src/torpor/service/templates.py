@@ -70,6 +70,9 @@ class Templates:
                 await self._learn(one)
 
     async def _learn(self, found: HostTemplate) -> None:
+        async with self._context.store.read() as records:
+            if await records.templates.find(PLATFORM_TEAM, found.name) is not None:
+                return
         template = Template(
             id=PLATFORM_TEAM if found.name == MINIMAL else self._context.new_id(),
             team_id=PLATFORM_TEAM,

@@ -106,7 +106,7 @@ async def test_before_the_first_build_everything_says_how_to_build(images: Local
         images.boot()
     with pytest.raises(NotFound, match="torpor build base"):
         images.template("base")
-    with pytest.raises(NotFound, match="Known names: base, minimal"):
+    with pytest.raises(NotFound, match="Known names: base, code-interpreter-v1, code-runner-beta, minimal"):
         images.template("windows")
     assert images.templates() == []
 
