@@ -186,6 +186,12 @@ class Output:
             self._regulate()
 
 
+class Taker(Protocol):
+    """Who wants to know that a piece of input has gone."""
+
+    def consumed(self, count: int) -> None: ...
+
+
 class Input:
     """Bytes on their way into a command's stdin or terminal."""
 
@@ -193,14 +199,15 @@ class Input:
         self.command = command
         self.fd = fd
         self.broken = False
-        self._waiting: list[tuple[bytes, Stream | None]] = []
+        self._waiting: list[tuple[bytes, Taker | None]] = []
         self._ending = False
         self._watched = False
         if fd >= 0:
             os.set_blocking(fd, False)
 
-    def take(self, data: bytes, stream: Stream) -> None:
-        self._waiting.append((data, stream))
+    def take(self, data: bytes, taker: Taker) -> None:
+        """`taker` is told how much of it went, once it has; an empty piece goes when all before it has gone."""
+        self._waiting.append((data, taker))
         self.flush()
 
     def finish(self) -> None:
@@ -209,7 +216,7 @@ class Input:
 
     def flush(self) -> None:
         while self._waiting:
-            data, stream = self._waiting[0]
+            data, taker = self._waiting[0]
             try:
                 written = os.write(self.fd, data) if self.fd >= 0 and not self.broken else len(data)
             except BlockingIOError:
@@ -219,11 +226,11 @@ class Input:
                 self._break()
                 continue
             if written < len(data):
-                self._waiting[0] = (data[written:], stream)
+                self._waiting[0] = (data[written:], taker)
             else:
                 self._waiting.pop(0)
-            if stream is not None:
-                stream.consumed(written)
+            if taker is not None:
+                taker.consumed(written)
         self._watch(False)
         if self._ending:
             self._ending = False
@@ -258,6 +265,8 @@ class Input:
             if self.fd != self.command.terminal_fd:
                 os.close(self.fd)
             self.fd = -1
+            if self._waiting:
+                self.flush()  # into nothing: whoever waits must not wait for ever
 
 
 class Pipes:

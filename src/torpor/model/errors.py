@@ -72,6 +72,7 @@ class DenyReason(Enum):
     ENDED = "ended"
     ENDING = "ending"
     IN_USE = "in_use"
+    TOO_OLD = "too_old"
 
 
 class Denied(CallerError):
