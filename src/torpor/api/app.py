@@ -17,6 +17,7 @@ from torpor import __version__
 from torpor.api import operations
 from torpor.api.auth import note_refusal
 from torpor.api.errors import plain, respond, row_of
+from torpor.api.follow import Hub
 from torpor.api.middleware import Bounds, Context, Faults, Meters, Paths, request_id_of
 from torpor.api.native import (
     account,
@@ -34,7 +35,6 @@ from torpor.api.native import (
     streams,
     teams,
 )
-from torpor.api.native.follow import Hub
 from torpor.api.openapi import document
 from torpor.api.services import Services
 from torpor.model.errors import GuestError, TorporError

@@ -101,16 +101,15 @@ class Command:
     @property
     def open(self) -> bool:
         """Whether there may be more output."""
-        for output in self.outputs:
-            if not output.ring.ended:
-                return True
-        return False
+        return any(not output.ring.ended for output in self.outputs)
 
     def _close_soon(self) -> None:
         if self.deadline is not None:
             self.deadline.cancel()
-        if self.open:
-            self.loop.later(GRACE, self._settle)
+        for output in self.outputs:
+            if not output.ring.ended:
+                self.loop.later(GRACE, self._settle)
+                break
 
     def stop_lingering(self) -> None:
         """It was told to end: what holds its pipes after it counts no more."""

@@ -43,9 +43,7 @@ async def make_directory(guest: Guest, path: str, mode: int, owner: str) -> bool
     return made
 
 
-async def rewrite_file(
-    guest: Guest, path: str, source: AsyncIterator[bytes] | bytes, owner: str, attributes: Mapping[str, bytes], replaced: str
-) -> FileInfo:
+async def rewrite_file(guest: Guest, path: str, source: AsyncIterator[bytes] | bytes, owner: str, attributes: Mapping[str, bytes], replaced: str) -> FileInfo:
     """A new file that takes the old one's place."""
     await make_directory(guest, posixpath.dirname(path), 0o755, owner)
     await guest.write_file(path, source, user="root")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path
 from starlette.requests import HTTPConnection, Request
 
 from torpor.api.auth import Needs, services_of
-from torpor.api.native.follow import Hub
+from torpor.api.follow import Hub
 from torpor.api.native.models import Error
 from torpor.api.services import Services
 from torpor.service.caller import Caller

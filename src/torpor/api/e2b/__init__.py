@@ -1,0 +1,1 @@
+"""The E2B dialect: what the published E2B SDKs speak."""
