@@ -340,6 +340,7 @@ class _Typing:
     def __init__(self, request: Request, command: Command) -> None:
         self._request, self._command = request, command
         self._over = False
+        self._discarded = command.input.discarded
         stream = request.stream(receiver=wire.Receiver())
         stream.on_data = lambda data: command.input.take(data, stream)
         stream.on_end = lambda: command.input.take(b"", self)
@@ -350,7 +351,7 @@ class _Typing:
         if self._over:
             return
         self._over = True
-        if self._command.input.broken or self._command.input.fd < 0:
+        if self._command.input.discarded > self._discarded:
             self._request.fail(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         else:
             self._request.reply()

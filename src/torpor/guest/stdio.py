@@ -199,6 +199,8 @@ class Input:
         self.command = command
         self.fd = fd
         self.broken = False
+        self.discarded = 0
+        """Bytes that came when nobody could read them any more."""
         self._waiting: list[tuple[bytes, Taker | None]] = []
         self._ending = False
         self._watched = False
@@ -217,14 +219,17 @@ class Input:
     def flush(self) -> None:
         while self._waiting:
             data, taker = self._waiting[0]
+            open_ = self.fd >= 0 and not self.broken
             try:
-                written = os.write(self.fd, data) if self.fd >= 0 and not self.broken else len(data)
+                written = os.write(self.fd, data) if open_ else len(data)
             except BlockingIOError:
                 self._watch(True)
                 return
             except OSError:
                 self._break()
                 continue
+            if not open_:
+                self.discarded += written
             if written < len(data):
                 self._waiting[0] = (data[written:], taker)
             else:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import posixpath
 import stat
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from torpor.api.e2b.envd.messages import FILESYSTEM, Message
 from torpor.api.errors import clean
 from torpor.ports.guest import FileInfo
@@ -40,9 +38,9 @@ def entry(info: FileInfo) -> Message:
         permissions=permissions(details.raw_mode),
         owner=clean(info.user),
         group=clean(info.group),
-        modified_time=Timestamp(seconds=modified // 10**6, nanos=modified % 10**6 * 1000),
         metadata=metadata(info),
     )
+    found.modified_time.seconds, found.modified_time.nanos = modified // 10**6, modified % 10**6 * 1000
     if details.reached is not None:
         found.symlink_target = clean(details.reached.path)
         found.is_symlink = True
