@@ -1,5 +1,5 @@
-"""Drives a published E2B SDK, which is on the path, on one running sandbox: drive_e2b.py SANDBOX HOME SECTION... Says `done` after each. Where the server is, the
-SDK's own variables say."""
+"""Drives a published E2B SDK, which is on the path, on one running sandbox: drive_e2b.py SANDBOX HOME SECTION... Says `done` after each.
+Where the server is, the SDK's own variables say."""
 
 from __future__ import annotations
 
