@@ -182,6 +182,7 @@ async def open_envd(folder: Path) -> AsyncIterator[EnvdWorld]:
         async with served(front) as url, client_of(url) as client, client_of(url) as stranger:
             world = EnvdWorld(plane, front, url, "", "", client, stranger)
             world.sandbox = front.default = await world.make()
+            await plane.host.guest(world.sandbox)  # the agent takes one session: many that begin at once would drive each other out
             world.token = plane.wired.services.tokens.access(world.sandbox)
             named = {"E2b-Sandbox-Id": world.sandbox, "E2b-Sandbox-Port": "49983"}
             client.headers.update(named | {"X-Access-Token": world.token})
