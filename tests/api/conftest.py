@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from api_world import World, open_world
+from envd_world import EnvdWorld, open_envd
 from plane_world import Plane, open_plane
 
 from torpor.api.app import make_app
@@ -34,4 +35,10 @@ def world_app() -> Any:
 @pytest.fixture
 async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
     async with open_plane(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def envd(tmp_path: Path) -> AsyncIterator[EnvdWorld]:
+    async with open_envd(tmp_path) as opened:
         yield opened

@@ -22,6 +22,7 @@ from torpor.api.dialect import Dialects, dialect_of
 from torpor.api.e2b import ROUTERS as E2B_ROUTERS
 from torpor.api.e2b.errors import E2B
 from torpor.api.errors import row_of
+from torpor.api.follow import Hub
 from torpor.api.middleware import Bounds, Context, Faults, Meters, Paths, request_id_of
 from torpor.api.native import (
     account,
@@ -40,7 +41,6 @@ from torpor.api.native import (
     streams,
     teams,
 )
-from torpor.api.native.follow import Hub
 from torpor.api.openapi import document
 from torpor.api.proxy.app import make_proxy
 from torpor.api.proxy.headers import Smuggling, single

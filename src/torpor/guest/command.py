@@ -20,6 +20,8 @@ _MOMENT = 0.002
 """Seconds for which the end of a command's output may hold the agent up, waiting for the command itself to end: then one turn and one write tell all."""
 _MIN_RING = 65536
 _MAX_RING = 64 << 20
+_MOST_SHOWN = 65536
+"""Characters of a command's own variables up to which lists show them."""
 Json = dict[str, Any]
 
 
@@ -46,6 +48,10 @@ class Command:
         self.tag = str(args.get("tag", ""))
         self.budget = min(_MAX_RING, max(_MIN_RING, int(args.get("limit", 1 << 20))))
         self.timeout = float(args.get("timeout") or 0)
+        self.linger = bool(args.get("linger"))
+        """Output ends with its pipes alone, however long after the main process."""
+        self.env: dict[str, str] = args.get("env") or {}
+        self.has_input = bool(args.get("stdin") or args.get("terminal"))
         self.started_at = time.time()
         self.pid = 0
         self.exited: Json | None = None
@@ -77,8 +83,6 @@ class Command:
 
     def end(self, status: int) -> None:
         """The main process was reaped."""
-        if self.deadline is not None:
-            self.deadline.cancel()
         end = os.waitstatus_to_exitcode(status)
         code, number = (end, None) if end >= 0 else (None, -end)
         killed = number == signal.SIGKILL and not self.timed_out and self.group is not None and self.group.oom_kills() > 0
@@ -90,11 +94,29 @@ class Command:
             output.read()
         if self.terminal_fd < 0:
             self.input.close()
+        if not self.linger or not self.open:
+            self._close_soon()
+        self.loop.idle(self._clean_group)
+
+    @property
+    def open(self) -> bool:
+        """Whether there may be more output."""
+        return any(not output.ring.ended for output in self.outputs)
+
+    def _close_soon(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
         for output in self.outputs:
             if not output.ring.ended:
                 self.loop.later(GRACE, self._settle)
                 break
-        self.loop.idle(self._clean_group)
+
+    def stop_lingering(self) -> None:
+        """It was told to end: what holds its pipes after it counts no more."""
+        if self.linger:
+            self.linger = False
+            if self.exited is not None:
+                self._close_soon()
 
     def _settle(self) -> None:
         settled = [o.settle() for o in self.outputs]
@@ -107,6 +129,8 @@ class Command:
             self._waited = True
             if signal.sigtimedwait(_CHILD, _MOMENT) is not None:
                 self.host.reap()
+        elif self.linger and self.deadline is not None and not self.open:
+            self.deadline.cancel()
 
     def close_terminal(self) -> None:
         """Nobody has the terminal open any more. Closing its master hangs up, which would kill a command that has closed its descriptors and is about to end:
@@ -148,9 +172,10 @@ class Command:
             cgroups.kill_session(self.pid)
 
     def expire(self) -> None:
-        if self.exited is None:
+        if self.exited is None or (self.linger and self.open):
             self.timed_out = True
             self.kill_tree()
+            self.stop_lingering()
 
     def info(self) -> Json:
         return {
@@ -163,4 +188,6 @@ class Command:
             "terminal": bool(self.terminal),
             "started_at": self.started_at,
             "exited": self.exited,
+            "open": self.open,
+            "env": self.env if sum(len(name) + len(value) for name, value in self.env.items()) < _MOST_SHOWN else {},
         }

@@ -9,6 +9,7 @@ for GRACE seconds more; then the streams end, and what such daemons still write 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -300,11 +301,29 @@ class Commands:
                 os.killpg(command.pid, number)
             except ProcessLookupError:
                 pass  # it is ending just now: no error, as for one that has ended
+        if number in (signal.SIGTERM, signal.SIGKILL):
+            command.stop_lingering()
         return {}
 
     def kill(self, request: Request) -> Json:
-        self._find(request.args).kill_tree()
+        command = self._find(request.args)
+        command.kill_tree()
+        command.stop_lingering()
         return {}
+
+    def input(self, request: Request) -> None:
+        """Bytes for stdin or the terminal, whoever is attached: answers when the command's pipe took the last of them."""
+        _Typing(request, self._input_of(request))
+
+    def close_input(self, request: Request) -> Json:
+        self._input_of(request).input.finish()
+        return {}
+
+    def _input_of(self, request: Request) -> Command:
+        command = self._find(request.args)
+        if not command.has_input:
+            raise Refusal("denied", f"command {command.exec_id} was started without stdin", "not_running")
+        return command
 
     def resize(self, request: Request) -> Json:
         command = self._find(request.args)
@@ -313,6 +332,34 @@ class Commands:
         size = struct.pack("HHHH", int(request.args["rows"]), int(request.args["columns"]), 0, 0)
         fcntl.ioctl(command.terminal_fd, termios.TIOCSWINSZ, size)
         return {}
+
+
+class _Typing:
+    """One request for input under way."""
+
+    def __init__(self, request: Request, command: Command) -> None:
+        self._request, self._command = request, command
+        self._over = False
+        self._discarded = command.input.discarded
+        stream = request.stream(receiver=wire.Receiver())
+        stream.on_data = lambda data: command.input.take(data, stream)
+        stream.on_end = lambda: command.input.take(b"", self)
+        stream.on_close = self._given_up
+
+    def consumed(self, _count: int) -> None:
+        """All before the end has gone."""
+        if self._over:
+            return
+        self._over = True
+        if self._command.input.discarded > self._discarded:
+            self._request.fail(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        else:
+            self._request.reply()
+
+    def _given_up(self) -> None:
+        if not self._over:
+            self._over = True
+            self._request.fail(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)))
 
 
 def _checked(args: Json) -> tuple[list[str], dict[str, str]]:

@@ -21,6 +21,8 @@ from torpor.wire import guest as wire
 _AHEAD = 4 * wire.GUEST_PAYLOAD
 _MAX_ENTRIES = 100_000
 _MAX_LISTING = 48 << 20
+_MOST_ATTRIBUTES = 16384
+"""Bytes of names and values that `details` shows of one file."""
 Json = dict[str, Any]
 
 
@@ -53,18 +55,42 @@ def info(path: str, status: os.stat_result) -> Json:
     }
 
 
-def make_directories(path: str, mode: int) -> bool:
-    """Like `mkdir -p`; True if the last one was made."""
+def details(path: str, status: os.stat_result) -> Json:
+    """What `info` leaves out: the whole of st_mode, where a symlink leads, the attributes that are the user's (of what it leads to)."""
+    reached: Json | None = None
+    if stat.S_ISLNK(status.st_mode):
+        reached = {"path": os.path.realpath(path), "raw_mode": 0, "errno": 0}
+        try:
+            reached["raw_mode"] = os.stat(path).st_mode
+        except OSError as error:
+            reached["errno"] = error.errno
+    attributes: dict[str, str] = {}
+    room = _MOST_ATTRIBUTES
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(path):
+            if name.startswith("user."):
+                value = os.getxattr(path, name)
+                room -= len(name) + len(value)
+                if room < 0:
+                    break
+                attributes[name] = base64.b64encode(value).decode()
+    return {"raw_mode": status.st_mode, "reached": reached, "attributes": attributes}
+
+
+def make_directories(path: str, mode: int, owner: users.User | None = None) -> bool:
+    """Like `mkdir -p`; True if the last one was made. What is made belongs to `owner`, else to whom the thread acts as."""
     try:
         os.mkdir(path, mode)
     except FileNotFoundError:
-        make_directories(os.path.dirname(path), 0o755)
+        make_directories(os.path.dirname(path), 0o755, owner)
         os.mkdir(path, mode)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
         return False
     os.chmod(path, mode)
+    if owner is not None:
+        os.chown(path, owner.uid, owner.gid)
     return True
 
 
@@ -113,7 +139,7 @@ def move(source: str, target: str) -> None:
     remove(source, True)
 
 
-def _walk(path: str, depth: int) -> Iterator[Json]:
+def _walk(path: str, depth: int, detailed: bool) -> Iterator[Json]:
     with os.scandir(path) as entries:
         found = list(entries)
     for entry in found:
@@ -121,19 +147,19 @@ def _walk(path: str, depth: int) -> Iterator[Json]:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
-        yield info(entry.path, status)
+        yield info(entry.path, status) | (details(entry.path, status) if detailed else {})
         if depth > 1 and stat.S_ISDIR(status.st_mode):
             try:
-                yield from _walk(entry.path, depth - 1)
+                yield from _walk(entry.path, depth - 1, detailed)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # it went away while we looked
 
 
-def listing(path: str, depth: int) -> Iterator[bytes]:
+def listing(path: str, depth: int, detailed: bool) -> Iterator[bytes]:
     """JSON lines in blocks, sorted by path. Raises before the first block."""
     rows: list[tuple[bytes, bytes]] = []
     size = 0
-    for entry in _walk(path, depth):
+    for entry in _walk(path, depth, detailed):
         line = wire.to_json(entry) + b"\n"
         size += len(line)
         rows.append((os.fsencode(entry["path"]), line))
@@ -231,24 +257,30 @@ class Files:
         depth = int(request.args.get("depth", 1))
         if depth < 1:
             raise Refusal("invalid", "depth begins at 1")
-        self._blocks(request, listing(checked(request.args.get("path")), depth))
+        self._blocks(request, listing(checked(request.args.get("path")), depth, bool(request.args.get("details"))))
 
     def get_xattrs(self, request: Request) -> None:
         self._blocks(request, attributes(checked(request.args.get("path"))))
 
     def stat(self, request: Request) -> None:
-        path, follow = checked(request.args.get("path")), bool(request.args.get("follow", True))
-        self._run(request, lambda: info(path, os.stat(path, follow_symlinks=follow)))
+        path, follow, detailed = checked(request.args.get("path")), bool(request.args.get("follow", True)), bool(request.args.get("details"))
+
+        def work() -> Json:
+            status = os.stat(path, follow_symlinks=follow)
+            return info(path, status) | (details(path, status) if detailed else {})
+
+        self._run(request, work)
 
     def mkdir(self, request: Request) -> None:
         path, mode, user = os.path.normpath(checked(request.args.get("path"))), int(request.args.get("mode", 0o755)), self.user(request.args)
         parents = bool(request.args.get("parents", True))
+        owner = users.find(request.args["owner"]) if request.args.get("owner") else None
 
         def work() -> Json:
             with users.files_as(user):
                 if not parents and not os.path.lexists(os.path.dirname(path)):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-                return {"made": make_directories(path, mode)}
+                return {"made": make_directories(path, mode, owner)}
 
         self._run(request, work)
 

@@ -91,6 +91,8 @@ class Agent:
             "signal": commands.signal,
             "kill": commands.kill,
             "resize": commands.resize,
+            "input": commands.input,
+            "close_input": commands.close_input,
             "read": files.read,
             "write": write,
             "stat": files.stat,
@@ -124,7 +126,7 @@ class Agent:
     def _welcome(self, generation: int, hello: Json, done: Any) -> None:
         """A hello with a wake makes its generation ours; without one it must name ours, or 0 for any."""
         before = self.session.conversation
-        about = self.template | {"agent": _VERSION}
+        about = self.template | {"agent": _VERSION, "level": wire.LEVEL}
 
         def greet(result: Json) -> None:
             self.session.generation = self.waker.generation

@@ -186,6 +186,12 @@ class Output:
             self._regulate()
 
 
+class Taker(Protocol):
+    """Who wants to know that a piece of input has gone."""
+
+    def consumed(self, count: int) -> None: ...
+
+
 class Input:
     """Bytes on their way into a command's stdin or terminal."""
 
@@ -193,14 +199,17 @@ class Input:
         self.command = command
         self.fd = fd
         self.broken = False
-        self._waiting: list[tuple[bytes, Stream | None]] = []
+        self.discarded = 0
+        """Bytes that came when nobody could read them any more."""
+        self._waiting: list[tuple[bytes, Taker | None]] = []
         self._ending = False
         self._watched = False
         if fd >= 0:
             os.set_blocking(fd, False)
 
-    def take(self, data: bytes, stream: Stream) -> None:
-        self._waiting.append((data, stream))
+    def take(self, data: bytes, taker: Taker) -> None:
+        """`taker` is told how much of it went, once it has; an empty piece goes when all before it has gone."""
+        self._waiting.append((data, taker))
         self.flush()
 
     def finish(self) -> None:
@@ -209,21 +218,24 @@ class Input:
 
     def flush(self) -> None:
         while self._waiting:
-            data, stream = self._waiting[0]
+            data, taker = self._waiting[0]
+            open_ = self.fd >= 0 and not self.broken
             try:
-                written = os.write(self.fd, data) if self.fd >= 0 and not self.broken else len(data)
+                written = os.write(self.fd, data) if open_ else len(data)
             except BlockingIOError:
                 self._watch(True)
                 return
             except OSError:
                 self._break()
                 continue
+            if not open_:
+                self.discarded += written
             if written < len(data):
-                self._waiting[0] = (data[written:], stream)
+                self._waiting[0] = (data[written:], taker)
             else:
                 self._waiting.pop(0)
-            if stream is not None:
-                stream.consumed(written)
+            if taker is not None:
+                taker.consumed(written)
         self._watch(False)
         if self._ending:
             self._ending = False
@@ -258,6 +270,8 @@ class Input:
             if self.fd != self.command.terminal_fd:
                 os.close(self.fd)
             self.fd = -1
+            if self._waiting:
+                self.flush()  # into nothing: whoever waits must not wait for ever
 
 
 class Pipes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import os
@@ -14,6 +15,7 @@ from torpor.guest.files import Files, checked
 from torpor.guest.session import Request, Stream
 from torpor.wire import guest as wire
 
+_TOGETHER = wire.WINDOW // 2
 _PLACE_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BATCH = 131072
 """Bytes that are worth a thread's turn while more arrives."""
@@ -31,6 +33,10 @@ class _Target:
         self.offset: int | None = args.get("offset")
         self.parents = bool(args.get("make_parents", True))
         self.sync = bool(args.get("sync"))
+        self.rewrite = bool(args.get("rewrite"))
+        self.owner = users.find(args["owner"]) if args.get("owner") else None
+        self._replaced = str(args.get("replaced") or "")
+        self._attributes = {str(name): base64.b64decode(value) for name, value in (args.get("attributes") or {}).items()}
         self.fd = -1
         self._beside = ""
         if self.offset is not None and self.offset < 0:
@@ -40,12 +46,15 @@ class _Target:
         with users.files_as(self.user):
             self.path = os.path.realpath(self.path)
             if self.parents:
-                files.make_directories(os.path.dirname(self.path), 0o755)
+                files.make_directories(os.path.dirname(self.path), 0o755, self.owner)
             flags = os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
             if self.append or self.offset is not None:
                 self._in_place(flags | (os.O_APPEND if self.append else 0))
                 if self.offset is not None:
                     os.lseek(self.fd, self.offset, os.SEEK_SET)
+                return
+            if self.rewrite:
+                self._rewrite(flags)
                 return
             try:
                 self._beside_it(flags)
@@ -54,6 +63,37 @@ class _Target:
                 if error.errno not in _PLACE_REFUSED or not os.path.lexists(self.path):
                     raise
                 self._in_place(flags | os.O_TRUNC)
+
+    def _rewrite(self, flags: int) -> None:
+        """The file itself, emptied: for who watches it a create, a change of owner, and the writes. The attributes that begin with `replaced` give way."""
+        try:
+            self.fd, new = os.open(self.path, flags | os.O_EXCL, 0o644), True
+        except FileExistsError:
+            self.fd, new = os.open(self.path, flags & ~os.O_CREAT), False
+        try:
+            if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", self.path)
+            if not new:
+                os.ftruncate(self.fd, 0)
+            if self.owner is not None:
+                os.fchown(self.fd, self.owner.uid, self.owner.gid)
+            if self._replaced and not new:
+                for name in self._listed():
+                    if name.startswith(self._replaced):
+                        os.removexattr(self.fd, name)
+            for name, value in self._attributes.items():
+                os.setxattr(self.fd, name, value)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _listed(self) -> list[str]:
+        try:
+            return os.listxattr(self.fd)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            return []
 
     def _in_place(self, flags: int) -> None:
         new = not os.path.lexists(self.path)
@@ -90,7 +130,7 @@ class _Target:
             raise
 
     def write(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
+        for piece in [b"".join(pieces)] if self.rewrite else pieces:
             rest = memoryview(piece)
             while rest:
                 rest = rest[os.write(self.fd, rest) :]
@@ -173,6 +213,8 @@ class Upload:
         """Opens, writes all that is there and finishes, as far as it can, in one go of a thread."""
         if self._busy or self._over or (self._opened and not self._pieces and not self._ended):
             return
+        if self._target.rewrite and self._opened and not self._ended and sum(map(len, self._pieces)) < _TOGETHER:
+            return  # as few writes as can be: each is an event to who watches
         self._busy = True
         pieces, count, ending, opened = self._pieces, self._waiting, self._ended, self._opened
         self._pieces, self._waiting = [], 0

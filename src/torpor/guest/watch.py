@@ -37,7 +37,7 @@ class Watches:
 
     def watch(self, request: Request) -> None:
         """args path, recursive: replies once the watch stands."""
-        path, recursive = checked(request.args.get("path")), bool(request.args.get("recursive"))
+        path, recursive, exact = checked(request.args.get("path")), bool(request.args.get("recursive")), bool(request.args.get("exact"))
 
         def ready(watch: _Watch | None, error: BaseException | None) -> None:
             if error is not None or watch is None:
@@ -48,14 +48,16 @@ class Watches:
                 request.reply()
                 watch.begin(request.stream(sender=wire.Sender()))
 
-        self._loop.in_thread(lambda: _Watch(self._loop, path, recursive), ready)
+        self._loop.in_thread(lambda: _Watch(self._loop, path, recursive, exact), ready)
 
 
 class _Watch:
     """One inotify instance. Made in a thread: adding a large tree takes long."""
 
-    def __init__(self, loop: Loop, path: str, recursive: bool) -> None:
+    def __init__(self, loop: Loop, path: str, recursive: bool, exact: bool) -> None:
         self._loop = loop
+        self._exact = exact
+        """A name that moved away is `renamed` to '', and a file found with bytes in it was `written` too."""
         self._root = os.path.normpath(path)
         self._recursive = recursive
         self._fd = libc.check(libc.LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -117,6 +119,7 @@ class _Watch:
         """A directory appeared: watch it and report what is in it already, in a thread, with the reading of events held back."""
         self._loop.unregister(self._fd)
         found: list[tuple[str, bool]] = []
+        written: set[str] = set()
 
         def work() -> None:
             try:
@@ -124,6 +127,8 @@ class _Watch:
             except (FileNotFoundError, NotADirectoryError):
                 return
             self._scan(relative, found)
+            if self._exact:
+                written.update(path for path, is_directory in found if not is_directory and self._has_bytes(path))
 
         def done(_result: None, error: BaseException | None) -> None:
             if self._fd < 0:
@@ -133,10 +138,18 @@ class _Watch:
             for path, is_directory in found:
                 self._known.add(path)
                 self._tell("created", path, is_directory)
+                if path in written:
+                    self._tell("written", path, is_directory)
             self._loop.register(self._fd, select.EPOLLIN, self._on_readable)
             self._events(self._later)
 
         self._loop.in_thread(work, done)
+
+    def _has_bytes(self, relative: str) -> bool:
+        try:
+            return os.lstat(os.path.join(self._root, relative)).st_size > 0
+        except OSError:
+            return False
 
     def _on_readable(self, _events: int) -> None:
         try:
@@ -234,7 +247,7 @@ class _Watch:
         for number in [n for n, relative in self._names.items() if is_directory and (relative == old or relative.startswith(old + "/"))]:
             libc.LIBC.inotify_rm_watch(self._fd, number)
             del self._names[number]
-        self._tell("removed", old, is_directory)
+        self._tell("renamed" if self._exact else "removed", old, is_directory)
 
     def _lost(self) -> None:
         self._overflowed = True

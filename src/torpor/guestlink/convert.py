@@ -7,7 +7,7 @@ import binascii
 from typing import Any, TypeVar
 
 from torpor.model.sandbox import Identity
-from torpor.ports.guest import ExecSpec, Exited, FileInfo, FileKind, Metrics, ProcessInfo, Quiesced, Wake, WatchEvent, WatchKind
+from torpor.ports.guest import Details, ExecSpec, Exited, FileInfo, FileKind, Metrics, ProcessInfo, Quiesced, Reached, Wake, WatchEvent, WatchKind
 from torpor.wire.guest import ProtocolError
 
 Json = dict[str, Any]
@@ -39,7 +39,7 @@ def exec_args(spec: ExecSpec) -> Json:
         "timeout": spec.timeout,
         "tag": spec.tag,
         "limit": spec.output_limit,
-    }
+    } | ({"linger": True} if spec.linger else {})
 
 
 def exited(fields: Json) -> Exited:
@@ -63,6 +63,8 @@ def process(fields: Json) -> ProcessInfo:
         terminal=get(fields, "terminal", bool),
         started_at=get(fields, "started_at", float),
         exited=exited(ended) if ended is not None else None,
+        open=bool(fields.get("open", False)),
+        env={str(name): str(value) for name, value in (optional(fields, "env", dict) or {}).items()},
     )
 
 
@@ -82,7 +84,18 @@ def file_info(fields: Json) -> FileInfo:
         group=get(fields, "group", str),
         modified=get(fields, "modified", float),
         target=get(fields, "target", str),
+        details=details(fields) if "raw_mode" in fields else None,
     )
+
+
+def details(fields: Json) -> Details:
+    there = optional(fields, "reached", dict)
+    reached = Reached(get(there, "path", str), get(there, "raw_mode", int), get(there, "errno", int)) if there is not None else None
+    try:
+        attributes = {str(name): base64.b64decode(value, validate=True) for name, value in get(fields, "attributes", dict).items()}
+    except (binascii.Error, ValueError, TypeError):
+        raise ProtocolError("attributes that are no base64") from None
+    return Details(get(fields, "raw_mode", int), reached, attributes)
 
 
 def watch_event(fields: Json) -> WatchEvent:

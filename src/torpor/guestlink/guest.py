@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from torpor.guestlink import convert
+from torpor.guestlink import convert, older
 from torpor.guestlink.channel import Channel, Request
 from torpor.guestlink.process import RemoteProcess, begin
 from torpor.guestlink.streams import Stream
 from torpor.log import Log
-from torpor.model.errors import GuestLost, GuestProtocolError, InvalidInput
-from torpor.ports.guest import ExecSpec, FileInfo, Metrics, ProcessInfo, Quiesced, Wake, WatchEvent
+from torpor.model.errors import Denied, DenyReason, GuestLost, GuestProtocolError, InvalidInput
+from torpor.ports.guest import ExecSpec, FileInfo, Metrics, ProcessInfo, Quiesced, Terminal, Wake, WatchEvent
 from torpor.wire import guest as wire
 
 log = Log()
@@ -75,6 +75,17 @@ class RemoteGuest:
     async def kill_tree(self, exec_id: str) -> None:
         await self._channel.call("kill", exec_id=exec_id)
 
+    async def send_input(self, exec_id: str, source: AsyncIterator[bytes] | bytes) -> None:
+        self._demand_level(2, "take input for a command that nobody is attached to")
+        await self._upload("input", {"exec_id": exec_id}, source)
+
+    async def close_input(self, exec_id: str) -> None:
+        self._demand_level(2, "close the input of a command that nobody is attached to")
+        await self._channel.call("close_input", exec_id=exec_id)
+
+    async def resize(self, exec_id: str, terminal: Terminal) -> None:
+        await self._channel.call("resize", exec_id=exec_id, rows=terminal.rows, columns=terminal.columns)
+
     async def forget(self, exec_id: str) -> None:
         await self._channel.call("forget", exec_id=exec_id)
 
@@ -104,16 +115,28 @@ class RemoteGuest:
         sync: bool = False,
     ) -> FileInfo:
         args = {"path": path, "mode": mode, "user": user, "append": append, "offset": offset, "make_parents": make_parents, "sync": sync}
-        request = self._channel.start("write", args | {"window": wire.WIDE_WINDOW}, main=(True, False))
+        return self._convert(convert.file_info, await self._upload("write", args, source))
+
+    async def rewrite_file(
+        self, path: str, source: AsyncIterator[bytes] | bytes, *, owner: str, attributes: Mapping[str, bytes] | None = None, replaced: str = ""
+    ) -> FileInfo:
+        if self._level < 2:
+            return await older.rewrite_file(self, path, source, owner, attributes or {}, replaced)
+        given = {name: base64.b64encode(value).decode() for name, value in (attributes or {}).items()}
+        args = {"path": path, "user": "root", "rewrite": True, "owner": owner, "attributes": given, "replaced": replaced}
+        return self._convert(convert.file_info, await self._upload("write", args, source))
+
+    async def _upload(self, op: str, args: Json, source: AsyncIterator[bytes] | bytes) -> Json:
+        """A request with a stream from the source; its answer. It says that a wide window may be granted."""
+        request = self._channel.start(op, args | {"window": wire.WIDE_WINDOW}, main=(True, False))
         stream = request.streams[0]
         stream.widen()
         try:
             await self._feed(stream, source, request)
-            reply = await self._channel.finish(request)
+            return await self._channel.finish(request)
         finally:
             stream.close()
             request.reply.cancel()
-        return self._convert(convert.file_info, reply)
 
     async def _feed(self, stream: Stream, source: AsyncIterator[bytes] | bytes, request: Request) -> None:
         """Sends the source until its end, or until the guest has answered: that can only be an error, which the answer's reader raises."""
@@ -135,14 +158,20 @@ class RemoteGuest:
             return False
         return True
 
-    async def stat(self, path: str, *, follow: bool = True) -> FileInfo:
-        return self._convert(convert.file_info, await self._channel.call("stat", path=path, follow=follow))
+    async def stat(self, path: str, *, follow: bool = True, details: bool = False) -> FileInfo:
+        more = {"details": True} if details else {}
+        found = self._convert(convert.file_info, await self._channel.call("stat", path=path, follow=follow, **more))
+        return await older.detailed(self, found) if details and found.details is None else found
 
-    async def list_directory(self, path: str, *, depth: int = 1) -> Sequence[FileInfo]:
-        return [self._convert(convert.file_info, line) async for line in self._lines("list", {"path": path, "depth": depth})]
+    async def list_directory(self, path: str, *, depth: int = 1, details: bool = False) -> Sequence[FileInfo]:
+        args = {"path": path, "depth": depth} | ({"details": True} if details else {})
+        found = [self._convert(convert.file_info, line) async for line in self._lines("list", args)]
+        return [await older.detailed(self, each) if details and each.details is None else each for each in found]
 
-    async def make_directory(self, path: str, *, mode: int = 0o755, parents: bool = True, user: str = "") -> bool:
-        reply = await self._channel.call("mkdir", path=path, mode=mode, parents=parents, user=user)
+    async def make_directory(self, path: str, *, mode: int = 0o755, parents: bool = True, user: str = "", owner: str = "") -> bool:
+        if owner and self._level < 2:
+            return await older.make_directory(self, path, mode, owner)
+        reply = await self._channel.call("mkdir", path=path, mode=mode, parents=parents, user=user, **({"owner": owner} if owner else {}))
         return self._convert(lambda fields: convert.get(fields, "made", bool), reply)
 
     async def move(self, source: str, target: str) -> None:
@@ -166,8 +195,18 @@ class RemoteGuest:
     async def set_xattr(self, path: str, name: str, value: bytes | None) -> None:
         await self._channel.call("set_xattr", path=path, name=name, value=base64.b64encode(value).decode() if value is not None else None)
 
-    async def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[WatchEvent]:
-        async for line in self._lines("watch", {"path": path, "recursive": recursive}, most=None):
+    async def watch(self, path: str, *, recursive: bool = False, exact: bool = False) -> AsyncIterator[WatchEvent]:
+        async with aclosing(await self.watching(path, recursive=recursive, exact=exact)) as events:
+            async for event in events:
+                yield event
+
+    async def watching(self, path: str, *, recursive: bool = False, exact: bool = False) -> AsyncGenerator[WatchEvent, None]:
+        args = {"path": path, "recursive": recursive} | ({"exact": True} if exact else {})
+        request, _ = await self._opened("watch", args, (False, True))
+        return self._events(request)
+
+    async def _events(self, request: Request) -> AsyncGenerator[WatchEvent, None]:
+        async for line in self._split(request, None):
             yield self._convert(convert.watch_event, line)
 
     # Ports
@@ -231,6 +270,10 @@ class RemoteGuest:
     async def _lines(self, op: str, args: Json, *, most: int | None = _MOST_LISTED) -> AsyncIterator[Json]:
         """The JSON lines that an operation streams; `most` bytes of them in all."""
         request, _ = await self._opened(op, args, (False, True))
+        async for line in self._split(request, most):
+            yield line
+
+    async def _split(self, request: Request, most: int | None) -> AsyncIterator[Json]:
         stream, rest, total = request.streams[0], b"", 0
         try:
             while data := await stream.read():
@@ -242,6 +285,16 @@ class RemoteGuest:
                     yield self._convert(wire.from_json, line)
         finally:
             stream.close()
+
+    @property
+    def _level(self) -> int:
+        """What the agent can do: wire.LEVEL."""
+        level = self._channel.welcome.get("level", 1)
+        return level if isinstance(level, int) else 1
+
+    def _demand_level(self, level: int, what: str) -> None:
+        if self._level < level:
+            raise Denied(DenyReason.TOO_OLD, f"The agent in this sandbox is too old to {what}.", mend="Boot the sandbox cold, or attach to the command.")
 
     def _convert(self, conversion: Callable[[Any], T], value: Any) -> T:
         try:

@@ -75,6 +75,7 @@ class DenyReason(Enum):
     ENDING = "ending"
     IN_USE = "in_use"
     ALREADY = "already"
+    TOO_OLD = "too_old"
 
 
 class Denied(CallerError):

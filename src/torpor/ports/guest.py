@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -23,7 +23,8 @@ class Terminal:
 class ExecSpec:
     """A command. `cwd` '' is the user's home; `user` '' is the template's default; `env` is added to the user's login environment. With `terminal`, stdin
     and stdout are a PTY and stderr is empty. `timeout` seconds (None: no limit), after which the whole process tree gets SIGKILL. `tag` names it in lists.
-    `output_limit`: bytes of the ring kept for a later attach, per command."""
+    `output_limit`: bytes of the ring kept for a later attach, per command. `linger`: output ends with its pipes only, also when daemons keep them open long
+    after the command; an agent too old for that ends it soon after the command, as without. Its `timeout` then holds for those daemons too."""
 
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class ExecSpec:
     timeout: float | None = None
     tag: str = ""
     output_limit: int = 1 << 20
+    linger: bool = False
 
 
 class StreamName(Enum):
@@ -70,7 +72,8 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
-    """One command the agent started. `exited` None while it runs; ended commands stay listed until collected by `forget` or pushed out by newer ones."""
+    """One command the agent started. `exited` None while it runs; ended commands stay listed until collected by `forget` or pushed out by newer ones. `open`:
+    there may be more output. `env`: the variables it was given beside its user's, unless they were very many."""
 
     exec_id: str
     pid: int
@@ -81,6 +84,8 @@ class ProcessInfo:
     terminal: bool
     started_at: float
     exited: Exited | None
+    open: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class GuestProcess(Protocol):
@@ -135,6 +140,25 @@ class FileKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Reached:
+    """What a symlink leads to: `path` resolved as far as it exists, `raw_mode` its whole st_mode, 0 with the `errno` of looking where there is nothing."""
+
+    path: str
+    raw_mode: int
+    errno: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """`raw_mode`: st_mode, the kind's bits too. `reached` None for what is no symlink. `attributes`: extended attributes `user.*` of the file, or of what the
+    symlink leads to, as far as 16 KiB of them."""
+
+    raw_mode: int
+    reached: Reached | None
+    attributes: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """Sizes in bytes, times in seconds since the epoch, `mode` the permission bits (0o7777). `target` is a symlink's text, else ''."""
 
@@ -148,6 +172,7 @@ class FileInfo:
     group: str
     modified: float
     target: str = ""
+    details: Details | None = None
 
 
 class WatchKind(Enum):
@@ -162,7 +187,7 @@ class WatchKind(Enum):
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
     """`path` relative to the watched directory; RENAMED carries the old name in `path` and the new one in `new_path` when both lie inside. OVERFLOW:
-    events were lost."""
+    events were lost. Of an exact watch RENAMED with `new_path` '' is a name that moved elsewhere, and not REMOVED."""
 
     kind: WatchKind
     path: str
@@ -263,6 +288,19 @@ class Guest(Protocol):
         """As GuestProcess.kill_tree, without attaching to the command. Raises NotFound."""
         ...
 
+    async def send_input(self, exec_id: str, source: AsyncIterator[bytes] | bytes) -> None:
+        """To a command's stdin or terminal without attaching to it; returns when its pipe took all of it. Concurrent inputs mix piece by piece. Cancelled, a
+        part may have gone. Raises NotFound, Denied (started without stdin; or the agent is too old for this: `too_old`), GuestOSError EPIPE (closed)."""
+        ...
+
+    async def close_input(self, exec_id: str) -> None:
+        """End of file on stdin (on a terminal: the EOF character) behind all input so far. Raises as send_input."""
+        ...
+
+    async def resize(self, exec_id: str, terminal: Terminal) -> None:
+        """As GuestProcess.resize, without attaching to the command. Raises NotFound, Denied."""
+        ...
+
     async def forget(self, exec_id: str) -> None:
         """Drops an ended command and its ring from the list. Raises NotFound, Denied while it runs."""
         ...
@@ -289,14 +327,25 @@ class Guest(Protocol):
         write in place."""
         ...
 
-    async def stat(self, path: str, *, follow: bool = True) -> FileInfo: ...
+    async def rewrite_file(
+        self, path: str, source: AsyncIterator[bytes] | bytes, *, owner: str, attributes: Mapping[str, bytes] | None = None, replaced: str = ""
+    ) -> FileInfo:
+        """Streams into the file itself, as root: made with mode 0o644 or emptied, given to `owner` as parents made for it are, then written in as few writes as
+        can be. Who watches a new file of less than 128 KiB sees it created, its attributes change, and one write. Old extended attributes whose names begin
+        with `replaced` go, `attributes` are set. A cancelled write leaves what had come. Raises GuestOSError."""
+        ...
 
-    async def list_directory(self, path: str, *, depth: int = 1) -> Sequence[FileInfo]:
+    async def stat(self, path: str, *, follow: bool = True, details: bool = False) -> FileInfo:
+        """`details`: fills FileInfo.details."""
+        ...
+
+    async def list_directory(self, path: str, *, depth: int = 1, details: bool = False) -> Sequence[FileInfo]:
         """Entries down to `depth` levels, sorted by path, symlinks not followed. Raises GuestOSError ENOENT, ENOTDIR; InvalidInput past 100,000 entries."""
         ...
 
-    async def make_directory(self, path: str, *, mode: int = 0o755, parents: bool = True, user: str = "") -> bool:
-        """True if it was made, False if a directory stood there. Raises GuestOSError EEXIST when something else does."""
+    async def make_directory(self, path: str, *, mode: int = 0o755, parents: bool = True, user: str = "", owner: str = "") -> bool:
+        """True if it was made, False if a directory stood there. What is made belongs to `owner`, else to `user`. Raises GuestOSError EEXIST when something
+        else stands there."""
         ...
 
     async def move(self, source: str, target: str) -> None:
@@ -317,8 +366,13 @@ class Guest(Protocol):
         """Sets one attribute, or removes it with None."""
         ...
 
-    def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[WatchEvent]:
-        """Events from the moment the first `__anext__` was entered and the guest confirmed; ends when the directory is removed. New subdirectories join."""
+    def watch(self, path: str, *, recursive: bool = False, exact: bool = False) -> AsyncIterator[WatchEvent]:
+        """Events from the moment the first `__anext__` was entered and the guest confirmed; ends when the directory is removed. New subdirectories join.
+        `exact`: see WatchEvent; and a file that a new subdirectory already holds is told to be written, too, if it is not empty."""
+        ...
+
+    async def watching(self, path: str, *, recursive: bool = False, exact: bool = False) -> AsyncGenerator[WatchEvent, None]:
+        """As `watch`, but returns when the watch stands: what happens from then on is an event. To be closed."""
         ...
 
     async def connect(self, port: int, host: str = "") -> ByteStream:

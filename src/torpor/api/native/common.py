@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from torpor.api.auth import Needs, services_of
-from torpor.api.native.follow import Hub
+from torpor.api.follow import Hub
 from torpor.api.native.ids import Prefix, inner
 from torpor.api.native.models import Error
 from torpor.api.services import Services

@@ -10,7 +10,6 @@ import re
 import stat as modes
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Query
@@ -26,6 +25,7 @@ from torpor.api.native.models import Entries, Entry, Listing, MakeDirectory, Mov
 from torpor.api.native.multipart import Upload
 from torpor.api.native.paths import absolute
 from torpor.api.native.sse import EVENT_STREAM, Server, sse
+from torpor.api.ranges import Unsatisfiable, part_of
 from torpor.api.services import Services
 from torpor.api.streaming import Streamed
 from torpor.model.errors import Conflict, GuestLost, InvalidInput, TorporError
@@ -55,7 +55,6 @@ _FORM: dict[str, Any] = {
         },
     }
 }
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 InQuery = Annotated[Path, Query()]
 
 
@@ -81,37 +80,6 @@ def entry(info: FileInfo) -> dict[str, Any]:
 
 
 # Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Bytes `first` to before `end` of a file of `size`; `whole` when no Range asked for less."""
-
-    first: int
-    end: int
-    size: int
-    whole: bool
-
-
-class Unsatisfiable(Exception):
-    """A Range that lies outside the file."""
-
-
-def part_of(header: str | None, size: int) -> Part:
-    """What a Range header asks for (RFC 9110, 14.2): one range of bytes; anything else is ignored. Raises Unsatisfiable."""
-    found = _RANGE.match(header.replace(" ", "")) if header else None
-    if found is None or found.groups() == ("", ""):
-        return Part(0, size, size, True)
-    first, last = found[1], found[2]
-    if not first:
-        begin, end = max(0, size - int(last)), size
-    else:
-        begin, end = int(first), min(size, int(last) + 1) if last else size
-        if last and int(last) < begin:
-            return Part(0, size, size, True)
-    if begin >= size or begin >= end:
-        raise Unsatisfiable
-    return Part(begin, end, size, False)
 
 
 async def _download(request: Request, services: Services, caller: Caller, capsule_id: str, path: str) -> Response:

@@ -25,9 +25,9 @@ from pydantic import Field
 from starlette.types import Message
 
 from torpor.api.auth import Needs, frame_of, of_socket, services_of
+from torpor.api.follow import Follower, Hub
 from torpor.api.native.commands import alone, environment, select
 from torpor.api.native.common import CapsuleId, hub_of, reachable, router
-from torpor.api.native.follow import Follower, Hub
 from torpor.api.native.models import Body, Path, Short, Text, Variables
 from torpor.api.native.paths import absolute
 from torpor.api.native.sockets import MOST_FRAME, conversation, ended, first, parsed, pings, race, send

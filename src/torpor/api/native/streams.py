@@ -25,9 +25,9 @@ from fastapi import Query, WebSocket
 from pydantic import Field
 
 from torpor.api.auth import Needs, frame_of, of_socket, services_of
+from torpor.api.follow import Follower
 from torpor.api.native.commands import Selector, alone, environment, select
 from torpor.api.native.common import CapsuleId, hub_of, reachable, router
-from torpor.api.native.follow import Follower
 from torpor.api.native.ids import Prefix, inner
 from torpor.api.native.models import Body, Path, Short, Text, Variables
 from torpor.api.native.paths import absolute

@@ -53,6 +53,17 @@ class Hub:
             feed = self._feeds[key] = Feed(self, key, process)
             return feed.add(stdout_offset, stderr_offset)
 
+    async def listen(self, sandbox_id: str, guest: Guest, exec_id: str, *, stdout_offset: int, stderr_offset: int) -> Follower:
+        """Follows a command from now on where others do already, else from these bytes of its streams. Raises as join."""
+        key = (sandbox_id, guest.generation, exec_id)
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            feed = self._feeds.get(key)
+            if feed is not None:
+                return feed.listen()
+            process = await guest.attach(exec_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+            feed = self._feeds[key] = Feed(self, key, process)
+            return feed.listen()
+
     def drop(self, feed: Feed) -> None:
         if self._feeds.get(feed.key) is feed:
             del self._feeds[feed.key]
@@ -68,12 +79,16 @@ class Feed:
         self._hub = hub
         self._followers: list[Follower] = []
         self._room = asyncio.Event()
+        self._passed = {StreamName.STDOUT: 0, StreamName.STDERR: 0}
         self._task = asyncio.create_task(self._pump(), name=f"feed-{key[2]}")
 
     def add(self, stdout_offset: int, stderr_offset: int) -> Follower:
         follower = Follower(self, stdout_offset, stderr_offset)
         self._followers.append(follower)
         return follower
+
+    def listen(self) -> Follower:
+        return self.add(self._passed[StreamName.STDOUT], self._passed[StreamName.STDERR])
 
     async def join(self, guest: Guest, stdout_offset: int, stderr_offset: int) -> Follower:
         """Attaches anew from these offsets; who follows already drops what it has seen. One at a time."""
@@ -109,6 +124,7 @@ class Feed:
     async def _pump(self) -> None:
         try:
             async for piece in self.process.output():
+                self._passed[piece.stream] = piece.offset + len(piece.data)
                 for follower in self._followers:
                     follower.offer(piece)
                 await self._wait_for_room()
