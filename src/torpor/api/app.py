@@ -20,6 +20,8 @@ from torpor.api import operations
 from torpor.api.auth import note_refusal
 from torpor.api.dialect import Dialects, dialect_of
 from torpor.api.e2b import ROUTERS as E2B_ROUTERS
+from torpor.api.e2b.envd.app import PORT as ENVD_PORT
+from torpor.api.e2b.envd.app import make_envd
 from torpor.api.e2b.errors import E2B
 from torpor.api.errors import row_of
 from torpor.api.follow import Hub
@@ -74,7 +76,7 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 406: "invalid_request", 4
 
 def make_app(services: Services, reach: Reach | None = None, inner: Mapping[int, ASGIApp] | None = None) -> FastAPI:
     """An ASGI application on these use cases, which the caller opens before and closes after it serves. Whoever stops it sets `app.state.stopping`: streams
-    without end end then. `reach`: where the ports of sandboxes are found; `inner`: what answers for some of them (api.proxy)."""
+    without end end then. `reach`: where the ports of sandboxes are found; `inner`: what answers for some of them (api.proxy), beside E2B's data plane."""
     reach = reach or Reach()
     app = FastAPI(title="torpor", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     registry = CollectorRegistry()
@@ -96,6 +98,7 @@ def make_app(services: Services, reach: Reach | None = None, inner: Mapping[int,
     app.add_middleware(Faults)
     app.add_middleware(Dialects, dialects=(E2B,))
     app.add_middleware(Context, meters=app.state.meters)
+    inner = {ENVD_PORT: make_envd(services, app.state.hub)} | dict(inner or {})
     app.add_middleware(make_proxy, services=services, reach=reach, registry=registry, inner=inner)
     return app
 

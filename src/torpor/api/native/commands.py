@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from torpor.api.errors import body_of, clean, row_of
-from torpor.api.follow import Follower
+from torpor.api.follow import Follower, Hub
 from torpor.api.middleware import request_id_of
 from torpor.api.native.common import CapsuleId, Given, Inside, Runner, hub_of, router
 from torpor.api.native.ids import Prefix, inner, show, stamp
