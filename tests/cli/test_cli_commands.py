@@ -31,7 +31,7 @@ def terminal() -> Iterator[Terminal]:
 
 async def test_streams_and_exit_codes_pass_through(server: Restartable, box: str) -> None:
     done = await torpor(server, "exec", box, "--", "sh", "-c", "cat; echo $FROM $MORE; echo err >&2; exit 3", stdin=b"in\xff\x00", env={"MORE": "here"})
-    assert (done.code, done.out, done.err) == (3, b"in\xff\x00create \n", "err\n")
+    assert (done.code, done.out, done.err) == (3, b"in\xff\x00create\n", "err\n")
     done = await torpor(server, "exec", "--env", "MORE=1", "--workdir", "/tmp", box, "sh", "-c", "echo $MORE $PWD --json")
     assert (done.code, done.out) == (0, b"1 /tmp --json\n")
     assert (await torpor(server, "exec", "--timeout", "1", box, "sleep", "1000")).code == 124
