@@ -23,7 +23,7 @@ CELLS = (
 )
 
 
-def rehearse(shell: Shell, rounds: int = 3) -> None:
+def rehearse(shell: Shell, rounds: int = 2) -> None:
     """Runs the cells, throws away what they say, and leaves the shell as new. Raises RuntimeError when one that must work does not."""
     failures: list[Json] = []
     charts: list[str] = []
