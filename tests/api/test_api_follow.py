@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from torpor.api.follow import HELD_BYTES, Hub
-from torpor.api.native import follow
+from torpor.api import follow
 from torpor.model.errors import GuestLost, NotFound, TooLarge
 from torpor.ports.guest import Exited, Output, StreamName
 
