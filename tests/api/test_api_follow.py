@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from torpor.api.follow import HELD_BYTES, Hub
 from torpor.api import follow
+from torpor.api.follow import HELD_BYTES, Hub
 from torpor.model.errors import GuestLost, NotFound, TooLarge
 from torpor.ports.guest import Exited, Output, StreamName
 
