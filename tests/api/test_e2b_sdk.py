@@ -4,7 +4,7 @@ has its sections with the data plane."""
 from __future__ import annotations
 
 import pytest
-from e2b_sdk_world import PYTHON_VERSIONS, drive, drive_node, node_package
+from e2b_sdk_world import PYTHON_VERSIONS, drive, drive_node
 from plane_world import Plane
 
 SECTIONS = ["lifecycle", "pausing", "forks", "lists", "snapshots", "metrics", "network", "templates", "asynchronous"]
@@ -22,7 +22,4 @@ async def test_the_python_package_works(plane: Plane, key: str, version: str) ->
 
 
 async def test_the_npm_package_works(plane: Plane, key: str) -> None:
-    folder = node_package()
-    if folder is None:
-        pytest.skip("There is no Node on this machine.")
-    await drive_node(folder, plane.url, key, "lifecycle", "pausing", "forks", "lists", "snapshots", "metrics", "network")
+    await drive_node(plane.url, key, "lifecycle", "pausing", "forks", "lists", "snapshots", "metrics", "network")

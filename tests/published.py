@@ -1,0 +1,62 @@
+"""Published packages, installed where the tests say and kept from run to run, and the programs of ours that drive them, each in a process of its own.
+
+What lies in the folder of a package that was not finished is put there again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[1]
+_KEPT = ("PATH", "HOME", "LANG")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """A user's, with nothing of the tests' own but what is told."""
+    return {name: os.environ[name] for name in _KEPT if name in os.environ} | more
+
+
+def from_pypi(name: str, *requirements: str, loosely: bool = False) -> Path:
+    """A directory with these, for PYTHONPATH. `loosely`: without what they depend on, and also where they are marked for another Python."""
+    how = ["--no-deps", "--ignore-requires-python"] if loosely else []
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--upgrade", *how]
+    return _once(name, lambda folder: [*pip, "--target", str(folder), *requirements])
+
+
+def from_npm(package: str, version: str) -> Path:
+    """A directory with that version under node_modules. Needs Node.js with npm."""
+    npm = shutil.which("npm")
+    assert npm is not None, "this test needs Node.js with npm"
+    install = [npm, "install", "--silent", "--no-audit", "--no-fund"]
+    return _once(f"{package}-npm-{version}", lambda folder: [*install, "--prefix", str(folder), f"{package}@{version}"])
+
+
+def _once(name: str, command: Callable[[Path], Sequence[str]]) -> Path:
+    folder = CHECKOUT / ".work" / "sdk" / name
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(command(folder), check=True, timeout=600)
+        (folder / "complete").touch()
+    return folder
+
+
+async def drive(argv: Sequence[str], sections: Sequence[str], seconds: float, variables: Mapping[str, str]) -> None:
+    """Runs a program that prints `done SECTION` after each of its sections. Raises AssertionError with what it said, unless it ends well."""
+    process = await asyncio.create_subprocess_exec(
+        *argv, env=environment(**variables), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        said, _ = await process.communicate()
+        raise AssertionError(f"The program hangs: {said.decode()}") from None
+    assert process.returncode == 0, said.decode()
+    assert [line.split()[1] for line in said.decode().splitlines() if line.startswith("done ")] == list(sections)
