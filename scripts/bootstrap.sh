@@ -5,7 +5,8 @@
 #   TORPOR_PYTHON      the interpreter for .venv; otherwise the first of python3 and python3.11 to python3.14 that is 3.11 or later
 #   TORPOR_NO_INSTALL  not empty: never install system packages, only say which are missing
 #
-#   --tests  also what only the tests need: PostgreSQL and Redis, which they start themselves, a static busybox and Chromium
+#   --tests  also what only the tests need: PostgreSQL and Redis, which they start themselves, a static busybox, Node.js, Chromium,
+#           and a resolver that knows names below localhost
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,6 +73,9 @@ missing_packages() {
     has redis-server || echo redis-server
     # One that needs no other file, to be alone in a jail.
     { [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1; } || echo busybox-static
+    { has node && has npm; } || echo nodejs npm
+    # Every name below localhost leads to this machine.
+    getent hosts sandbox.sbx.localhost >/dev/null || echo libnss-myhostname
     has chromium || has chromium-browser || has google-chrome || echo chromium
   fi
   if python=$(find_python); then

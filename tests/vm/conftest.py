@@ -28,6 +28,7 @@ from torpor.model.shapes import Shape
 
 CHECKOUT = Path(__file__).parents[2]
 sys.path.append(str(CHECKOUT / "tests" / "root" / "net"))  # net_world, for microVMs in a make-believe network
+sys.path.append(str(CHECKOUT / "tests" / "api"))  # e2b_sdk_world, for published packages
 
 
 @pytest.fixture(scope="session")

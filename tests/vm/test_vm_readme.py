@@ -20,10 +20,12 @@ from pathlib import Path
 
 import pytest
 from cli_world import ENDED, Terminal, end, left, served, settle, started
+from e2b_sdk_world import PYTHON_VERSIONS, python_package
 from net_world import World, make_world
 from test_vm_network import answer
-from up_world import up
+from up_world import OF_THE_SERVER, up
 
+import published
 from torpor.net.resolver import parse_resolvers
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -58,6 +60,9 @@ SERVE = ".venv/bin/torpor serve"
 KEY = "export KEY=trp_..."
 UP = "make up"
 SANDBOXES = [line for line in LINES if re.match(r"\.venv/bin/torpor (create|exec|cp|pause|resume|fork|list|kill)\b", line)]
+E2B = [line for line in LINES if line.startswith("export E2B_")]
+INTERPRETER = ".venv/bin/torpor build code-interpreter-v1"
+SERVE_TLS = ".venv/bin/torpor serve --port 3943 --domain sbx.localhost:3943 --tls auto"
 OVER_HTTP = [line for line in LINES if line.startswith("curl ")]
 
 
@@ -81,9 +86,10 @@ def home(images_home: Path) -> Iterator[Path]:
 
 
 def test_every_example_is_known_here() -> None:
-    assert sorted(LINES) == sorted([*EXPECTED, ON_A_TERMINAL, ON_A_NETWORK, SERVE, KEY, UP, *SANDBOXES, *OVER_HTTP])
+    assert sorted(LINES) == sorted([*EXPECTED, ON_A_TERMINAL, ON_A_NETWORK, SERVE, KEY, UP, INTERPRETER, SERVE_TLS, *E2B, *SANDBOXES, *OVER_HTTP])
     assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
-    assert len(LISTINGS) == 1
+    assert len(LISTINGS) == 3
+    assert len(E2B) == 3
 
 
 @pytest.mark.parametrize("line", EXPECTED)
@@ -119,7 +125,7 @@ def test_the_readmes_terminal(home: Path) -> None:
 
 
 def test_the_readmes_program(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "example.py").write_text(LISTINGS[0])
+    (tmp_path / "example.py").write_text(LISTINGS[2])
     done = subprocess.run([sys.executable, tmp_path / "example.py"], env=environment(home), capture_output=True, text=True, timeout=ENDED * 4, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
     settle(home)  # the program ends while disks of its copies wait to be collected: that is the next owner's
@@ -147,6 +153,63 @@ def test_the_readmes_server(fresh_home: Path) -> None:
         subprocess.run(delete, check=True, timeout=ENDED)
         assert end(process) == 0
     assert left(fresh_home) == {}
+
+
+def exported(lines: list[str], home: Path, *changes: tuple[str, str]) -> dict[str, str]:
+    """What a shell has after these lines, in which a reader puts the key in place of the dots."""
+    text = "\n".join(lines).replace("e2b_...", (home / "first-e2b-key").read_text().strip())
+    for before, after in changes:
+        text = text.replace(before, after)
+    said = subprocess.run(["bash", "-c", f"{text}\nenv -0"], env=environment(home), capture_output=True, text=True, timeout=ENDED, check=True).stdout
+    return dict(line.split("=", 1) for line in said.rstrip("\0").split("\0"))
+
+
+def program(tmp_path: Path, listing: str, variables: dict[str, str], packages: Path) -> str:
+    """What the listing prints."""
+    (tmp_path / "example.py").write_text(listing)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", tmp_path / "example.py"],
+        env=variables | {"PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+        timeout=ENDED * 5,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+@pytest.mark.parametrize("version", PYTHON_VERSIONS)
+def test_the_readmes_program_for_e2b(home: Path, tmp_path: Path, version: str) -> None:
+    with serving(home, "--port", "0") as url:
+        variables = exported(E2B[:2], home, ("http://127.0.0.1:8080", url))
+        assert program(tmp_path, LISTINGS[0], variables, python_package(version)) == "hello\n42\n\n"
+
+
+@pytest.mark.timeout(1800)
+def test_the_readmes_code_interpreter(home: Path, tmp_path: Path) -> None:
+    """The first run builds the template, and boots it once."""
+    built = subprocess.run(["bash", "-c", INTERPRETER], cwd=CHECKOUT, env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, timeout=1200)
+    assert built.returncode == 0, built
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with serving(home, *SERVE_TLS.replace("3943", port).split()[2:]):
+        variables = exported(E2B[2:], home, ("3943", port))
+        packages = published.from_pypi("e2b-code-interpreter-2.11.5", "e2b-code-interpreter==2.11.5")
+        length, words = program(tmp_path, LISTINGS[1], variables, packages).split(maxsplit=1)
+        assert (int(length) > 1000, words) == (True, "characters of PNG\n")
+
+
+@contextlib.contextmanager
+def serving(home: Path, *words: str) -> Iterator[str]:
+    """A server on the shared home, of which nothing is left there."""
+    try:
+        with started(home, "serve", *words) as process:
+            yield served(process)
+            assert end(process) == 0
+    finally:
+        for pattern in OF_THE_SERVER:
+            for path in home.glob(pattern):
+                path.unlink()
 
 
 @pytest.fixture
