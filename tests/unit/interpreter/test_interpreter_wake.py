@@ -50,7 +50,8 @@ def test_a_cell_in_its_middle_draws_anew_too(service: Service, context: str) -> 
 def test_what_the_sandbox_was_made_with_is_in_the_environment_after_the_wake(service: Service, context: str) -> None:
     service.generation.with_name("names").write_text("GIVEN=to the sandbox\nE2B_SANDBOX=true\n")
     wake(service.generation, 5)
-    assert service.run("import os; os.environ['GIVEN']", context_id=context).text == "to the sandbox"
+    answer = service.run("import os; os.environ['GIVEN']", context_id=context)
+    assert answer.text == "to the sandbox", answer.lines
 
 
 def test_bash_and_javascript_draw_anew(service: Service) -> None:

@@ -22,7 +22,6 @@ from typing import Any
 
 from .kernel import Kernel
 from .rehearsal import rehearse
-from .reseed import reseed
 from .shell import Shell, make_shell
 
 Json = dict[str, Any]
@@ -96,7 +95,6 @@ class ForkServer:
                 os.close(descriptor)
             os.environ.update(order["env"])
             os.chdir(order["cwd"])
-            reseed()
             Kernel(self._shell, socket.socket(fileno=control), self._generation).serve()
             code = 0
         except BaseException:

@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -79,6 +80,7 @@ class Kernel:
         builtins.input = no_input
         signal.signal(signal.SIGINT, self._interrupted)
         self._generation.call_on_wake(self._woken)
+        self._renew()  # its maker's randomness is another's too; and a wake before this line went unheard
 
     def _interrupted(self, _number: int, _frame: object) -> None:
         """An interrupt that comes when no cell runs is meant for one that has ended."""
@@ -86,7 +88,9 @@ class Kernel:
             raise KeyboardInterrupt
 
     def _woken(self) -> None:
-        """Not while numpy's generator is at work: its lock is ours then, and would be waited for for ever. The next cell makes up for it."""
+        """`random` at once: other threads run beside. Not numpy's generator while it is at work: its lock is ours then, and would be waited for for ever. The
+        next cell makes up for it."""
+        random.seed()
         numpy = sys.modules.get("numpy.random")
         lock = numpy.mtrand._rand._bit_generator.lock if numpy is not None else None
         if lock is not None:
