@@ -72,7 +72,7 @@ class Plane:
         return client
 
     async def capsule(self, **fields: Any) -> str:
-        answer = await self.client.post("/v1/capsules", json={"template": "base"} | fields)
+        answer = await self.client.post("/v1/capsules", json={"template": "base"} | fields, headers={"Prefer": "wait=100"})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 

@@ -14,7 +14,7 @@ from torpor.model.errors import Denied, DenyReason, Overloaded, QuotaExceeded
 from torpor.model.records import Sandbox, SandboxState, TimeoutAction
 from torpor.model.sandbox import NetworkMode
 
-HIDDEN = {"team_id", "template_id", "host_id", "machine_id", "env", "dialect", "created_by", "exposure", "egress"}
+HIDDEN = {"team_id", "template_id", "host_id", "machine_id", "env", "dialect", "created_by", "exposure", "egress", "terms"}
 RENAMED = {
     "generation": "version",
     "shape": "vcpus",

@@ -11,6 +11,7 @@ import pytest
 from client_world import Awaited, Restartable
 
 from torpor.client import CommandFailed, Conflict, InputLost, InvalidState, NotFound, Output
+from torpor.ports.guest import ExecSpec
 
 COUNT = "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); [ -e {gate}/$((i/50)) ] || while [ ! -e {gate}/$((i/50)) ]; do sleep 0.01; done; done; exit 7"
 
@@ -204,7 +205,8 @@ async def test_a_conflict_of_names_is_none_of_a_followers(client: Any, sandbox: 
     first = await sandbox.commands.start(f"echo one; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done", tag="same")
     output = first.output()
     assert (await anext(output)).text == "one\n"
-    await sandbox.commands.background("exec sleep 1000", tag="same")
+    guest = await server.host.guest(sandbox.id.removeprefix("cl-"))
+    await guest.exec(ExecSpec(["sleep", "1000"], tag="same"))  # over the API the name would be taken
     server.cut()
     with pytest.raises((NotFound, Conflict)):
         await first.wait()

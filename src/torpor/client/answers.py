@@ -150,14 +150,14 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened in the team. `id` rises; `name` such as capsule.running; `outcome` success or error."""
+    """What happened in the team. `id` rises; `name` such as capsule.running; `outcome` success or error, '' of what only tells a change."""
 
     id: int
     name: str
-    outcome: str
     resource: Resource
     actor: Actor
     timestamp: datetime
+    outcome: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 

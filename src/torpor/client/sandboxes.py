@@ -88,7 +88,12 @@ class AsyncSandbox:
         return self._now
 
     async def _move(self, verb: str, wait: float, *, json: object = None, repeatable: bool = True) -> SandboxState:
-        answer = await self._http.ask("POST", f"{self._path}/{verb}", json=json, headers=prefer(wait), wait=wait, repeatable=repeatable)
+        try:
+            answer = await self._http.ask("POST", f"{self._path}/{verb}", json=json, headers=prefer(wait), wait=wait, repeatable=repeatable)
+        except InvalidState as error:
+            if error.reason != "already":
+                raise
+            return await self.refresh()  # what is wanted is so, perhaps by our own request whose answer was lost
         now = self._learn(answer)
         return await self._settled(now, wait) if now.operation is not None and wait > 0 else now
 

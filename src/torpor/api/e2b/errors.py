@@ -52,6 +52,8 @@ TABLE: Mapping[type[e.TorporError], Row] = {
     e.NotFound: Row(404),
     e.Denied: Row(409),
     e.Conflict: Row(409),
+    e.NameTaken: Row(409),
+    e.NameReserved: Row(409),
     e.Unauthorized: Row(401),
     e.Forbidden: Row(403),
     e.AccountRefused: Row(403),

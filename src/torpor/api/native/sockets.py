@@ -105,9 +105,11 @@ async def pings(socket: WebSocket) -> None:
         await send(socket, type="ping")
 
 
-async def ended(work: Awaitable[None]) -> None:
-    """Waits for input to be taken; a command that reads no more is no error of the one who types."""
+async def ended(work: Awaitable[None]) -> bool:
+    """Waits for input to be taken; a command that reads no more is no error of the one who types. Whether it was taken."""
     try:
         await work
     except TorporError as error:
         log.debug("input_refused", error=str(error))
+        return False
+    return True

@@ -162,9 +162,9 @@ async def _listen(socket: WebSocket, follower: Follower, encoding: Encoding) -> 
     async def feed() -> None:
         taken = 0
         while (data := await waiting.get()) is not None:
-            await ended(follower.write(data))
-            taken += len(data)
-            await send(socket, type="stdin_taken", bytes=taken)
+            if await ended(follower.write(data)):
+                taken += len(data)
+                await send(socket, type="stdin_taken", bytes=taken)
         await ended(follower.close_stdin())
 
     feeding = asyncio.create_task(feed())
