@@ -3,6 +3,9 @@
 .PHONY: help bootstrap up down test check bench soak clean
 VENV := .venv
 
+# Tests that need no machine to themselves run two at a time; those with microVMs, namespaces or a browser one after another.
+SIDE_BY_SIDE := tests/unit tests/contract tests/api tests/client tests/cli
+
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -17,7 +20,8 @@ down:  ## pause the sandboxes of this home and stop its server; nothing is left 
 
 test: check  ## all tests, with real microVMs
 	@scripts/bootstrap.sh --tests
-	$(VENV)/bin/pytest tests -m "not soak"
+	$(VENV)/bin/pytest $(SIDE_BY_SIDE) -m "not soak" -n 2 --dist loadfile
+	$(VENV)/bin/pytest tests $(SIDE_BY_SIDE:%=--ignore=%) -m "not soak"
 
 check: bootstrap  ## format, lint, types, import contracts, links in the documentation
 	$(VENV)/bin/ruff format --check .

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +45,14 @@ _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from torpor.guest.mai
 TEAM, OTHER_TEAM = base36(1), base36(2)
 
 
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
 @contextmanager
 def running_agent(folder: Path) -> Iterator[Path]:
     """The guest agent's socket; `folder`/home is the home of its default user."""
@@ -55,7 +66,11 @@ def running_agent(folder: Path) -> Iterator[Path]:
             yield path
             died = process.poll() is not None
         finally:
+            left = descendants(process.pid)  # of tests that failed, or let a command run on
             process.kill()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         complaints = process.stderr.read().decode()
     assert (died, complaints) == (False, "")
 
@@ -155,7 +170,7 @@ class FakeSandboxes:
     async def kill(self, caller: Caller, sandbox_id: str) -> Started:
         return await self._begin(await self.get(caller, sandbox_id), OperationKind.KILL, SandboxState.STOPPING, SandboxState.STOPPED)
 
-    async def fork(self, caller: Caller, sandbox_id: str, count: int, *, idempotency_key: str = "", request_digest: str = "") -> Sequence[Started]:
+    async def fork(self, caller: Caller, sandbox_id: str, count: int, **_how: Any) -> Sequence[Started]:
         source = await self.get(caller, sandbox_id)
         return [await self._begin(replace(source, id=new_id()), OperationKind.FORK, SandboxState.STARTING, SandboxState.RUNNING) for _ in range(count)]
 

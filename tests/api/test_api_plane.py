@@ -20,7 +20,7 @@ from torpor.testing.fake_hosts import Fault, Trouble
 
 
 async def test_a_sandbox_lives_through_everything(plane: Plane) -> None:
-    capsule = await plane.capsule(envs={"GREETING": "hello"}, metadata={"a": "b"}, timeout_sec=60)
+    capsule = await plane.capsule(envs={"GREETING": "hello"}, metadata={"a": "b", "name": "mine"}, timeout_sec=60)
     path = f"/v1/capsules/{capsule}"
     answer = await plane.client.post(f"{path}/exec", json={"cmd": "sh", "args": ["-c", "echo $GREETING $MORE"], "envs": {"MORE": "world"}})
     assert answer.json()["stdout"] == "hello world\n"
@@ -28,7 +28,7 @@ async def test_a_sandbox_lives_through_everything(plane: Plane) -> None:
     assert (await plane.client.post(f"{path}/exec", json={"cmd": "true"})).json()["error"]["code"] == "invalid_state"
     assert (await plane.client.post(f"{path}/resume")).json()["state"] == "running"
     children = (await plane.client.post(f"{path}/fork", json={"count": 2})).json()
-    assert [child["state"] for child in children] == ["running", "running"]
+    assert [(child["state"], child["metadata"]) for child in children] == [("running", {"a": "b"})] * 2
     assert len({capsule, *(child["id"] for child in children)}) == 3
     assert (await plane.client.patch(path, json={"timeout_sec": 5})).json()["timeout_sec"] == 5
     assert (await plane.client.post(f"{path}/ping")).status_code == 204

@@ -33,13 +33,13 @@ async def test_e2bs_ways_with_real_microvms(fresh_home: Path) -> None:
             (fork,) = (await client.post(f"{path}/fork", json={})).json()
             assert await said(client, fork["sandbox"]["sandboxID"], WHO) == expected(fork["sandbox"])
             assert (await client.delete(f"/sandboxes/{fork['sandbox']['sandboxID']}")).status_code == 204
-            boot = await said(client, made["sandboxID"], "cat /proc/sys/kernel/random/boot_id; echo kept > /var/kept; echo lost > /run/lost")
+            boot = await said(client, made["sandboxID"], "cat /proc/sys/kernel/random/boot_id; echo kept > ~/kept; echo lost > /dev/shm/lost")
             assert (await client.post(f"{path}/pause", json={})).status_code == 204
             assert (await client.post(f"/v2{path}/connect", json={})).status_code == 201
-            assert await said(client, made["sandboxID"], "cat /proc/sys/kernel/random/boot_id /run/lost") == f"{boot}lost\n"
+            assert await said(client, made["sandboxID"], "cat /proc/sys/kernel/random/boot_id /dev/shm/lost") == f"{boot}lost\n"
             assert (await client.post(f"{path}/pause", json={"memory": False})).status_code == 204
             assert (await client.post(f"/v2{path}/connect", json={})).status_code == 201
-            later = await said(client, made["sandboxID"], "cat /proc/sys/kernel/random/boot_id /var/kept; ls /run/lost 2>&1 | grep -c No")
+            later = await said(client, made["sandboxID"], "cat /proc/sys/kernel/random/boot_id ~/kept; ls /dev/shm/lost 2>&1 | grep -c No")
             assert later.splitlines()[1:] == ["kept", "1"]
             assert later.splitlines()[0] != boot.strip()
             assert await said(client, made["sandboxID"], WHO) == expected(made)

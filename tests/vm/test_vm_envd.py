@@ -27,6 +27,7 @@ SECONDS = 170.0
 
 async def test_the_data_plane_with_a_real_microvm(engine: Engine, images_home: Path, tmp_path: Path) -> None:
     desk = HostDesk(base36(77), engine.agent, images_home)
+    await desk.open()
     async with control_plane(LocalHosts(desk), tmp_path / "records.db") as wired:
         assert wired.first is not None
         sandboxes, tokens = wired.services.sandboxes, wired.services.tokens

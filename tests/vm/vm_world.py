@@ -64,7 +64,11 @@ def new_home(images_home: Path, at: Path) -> Path:
 
 
 def remove_home(home: Path) -> None:
-    """The keeper, about to end, removes its socket itself: what is gone already is no error."""
+    """With what a test that failed has left running on it. The keeper, about to end, removes its socket itself: what is gone already is no error."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if os.fsencode(home) in (process / "cmdline").read_bytes() and int(process.name) != os.getpid():
+                os.kill(int(process.name), signal.SIGKILL)
     shutil.rmtree(home, ignore_errors=True)
     assert not home.exists()
 

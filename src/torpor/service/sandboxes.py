@@ -162,10 +162,18 @@ class Sandboxes:
         return Started(sandbox, sandbox.id)
 
     async def fork(
-        self, caller: Caller, sandbox_id: str, count: int = 1, *, span: float | None = None, idempotency_key: str = "", request_digest: str = ""
+        self,
+        caller: Caller,
+        sandbox_id: str,
+        count: int = 1,
+        *,
+        span: float | None = None,
+        unnamed: bool = False,
+        idempotency_key: str = "",
+        request_digest: str = "",
     ) -> Sequence[Started]:
-        """`count` children of a running sandbox, which runs on: all or none. `span`: the seconds that they live; None: as long as the source. Raises as
-        create, and Denied."""
+        """`count` children of a running sandbox, which runs on: all or none. `span`: the seconds that they live; None: as long as the source. They have its
+        labels; `unnamed`: but for `name`, which goes on to mean the source alone. Raises as create, and Denied."""
         if not 1 <= count <= self._context.policy.most_children:
             raise InvalidInput(f"{count} copies: 1 to {self._context.policy.most_children} at a time.")
         source = await self.get(caller, sandbox_id)
@@ -176,7 +184,8 @@ class Sandboxes:
             await self._admission.demand_limits(records, before.team_id, before.shape, count)
             await self._admission.demand_storage(records, before.team_id)
             await self._admission.place(records, room, before.shape, count)
-            children[:] = [self._child(caller, before, operation, span) for _ in range(count)]
+            labels = {name: value for name, value in before.labels.items() if not (unnamed and name == "name")}
+            children[:] = [replace(self._child(caller, before, operation, span), labels=labels) for _ in range(count)]
             if idempotency_key:
                 await records.memory.finish(before.team_id, idempotency_key, " ".join([operation.id, *(child.id for child in children)]))
             for child in children:

@@ -161,11 +161,11 @@ async def rollback(request: Request, capsule_id: CapsuleId, body: Rollback, call
     "/capsules/{capsule_id}/fork", status_code=201, response_model=list[Capsule], responses={202: {"model": list[Capsule], "description": "Under way."}}
 )
 async def fork(request: Request, capsule_id: CapsuleId, body: Fork, caller: Writer, services: Given) -> Response:
-    """As many copies as asked for, all or none, from the sandbox as it is now, which runs on."""
+    """As many copies as asked for, all or none, from the sandbox as it is now, which runs on. They have its metadata but for `name`."""
     seconds = bound(request, QUICK)
     key, digest = await key_and_digest(request)
     sandbox_id = inner(Prefix.SANDBOX, capsule_id)
-    started = await services.sandboxes.fork(caller, sandbox_id, body.count, idempotency_key=key, request_digest=digest)
+    started = await services.sandboxes.fork(caller, sandbox_id, body.count, unnamed=True, idempotency_key=key, request_digest=digest)
     children = await asyncio.gather(*(outcome(services, each, seconds) for each in started))
     under_way = any(child.operation is not None for child in children)
     return JSONResponse([tree(child) for child in children], 202 if under_way else 201)
