@@ -241,17 +241,24 @@ async def append_lines(client: Client, capsule: str, name: str, told: list[int],
             assert answer.status_code in (502, 503), answer.text
 
 
+async def bring(client: Client, capsule: str, verb: str, state: str) -> None:
+    """Pauses or resumes it. A request whose answer was lost may have done it already, and one of before a restart may be under way."""
+    while True:
+        answer = await client.surely("POST", f"/v1/capsules/{capsule}/{verb}", headers={"Prefer": "wait=120"})
+        if answer.status_code == 200:
+            assert answer.json()["state"] == state, answer.text
+            return
+        reason = answer.json()["error"]["reason"] if answer.status_code == 409 else "under way"
+        assert answer.status_code in (202, 409) and reason in ("under way", "busy", "already"), answer.text
+        if reason == "already":
+            return
+
+
 async def sleep_and_wake(client: Client, capsule: str, name: str, progress: Progress) -> None:
     """Pauses and resumes; after each resume what is in its memory alone is there."""
     while True:
         for verb, state in (("pause", "paused"), ("resume", "running")):
-            answer = await client.surely("POST", f"/v1/capsules/{capsule}/{verb}", headers={"Prefer": "wait=120"})
-            while answer.status_code == 202 or (answer.status_code == 409 and answer.json()["error"]["reason"] == "busy"):
-                answer = await client.surely("GET", f"/v1/capsules/{capsule}")  # under way since before a restart
-                if answer.json()["operation"] is None:
-                    break
-                answer = await client.surely("POST", f"/v1/capsules/{capsule}/{verb}", headers={"Prefer": "wait=120"})
-            assert (answer.status_code, answer.json()["state"]) == (200, state), answer.text
+            await bring(client, capsule, verb, state)
         assert await client.run(capsule, "cat /dev/shm/memory") == "kept\n"
         progress.tick(name)
 

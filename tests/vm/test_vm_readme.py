@@ -61,7 +61,7 @@ KEY = "export KEY=trp_..."
 UP = "make up"
 SANDBOXES = [line for line in LINES if re.match(r"\.venv/bin/torpor (create|exec|cp|pause|resume|fork|list|kill)\b", line)]
 E2B = [line for line in LINES if line.startswith("export E2B_")]
-INTERPRETER = ".venv/bin/torpor build code-interpreter-v1"
+INTERPRETER = ".venv/bin/torpor build --warm code-interpreter-v1"
 SERVE_TLS = ".venv/bin/torpor serve --port 3943 --domain sbx.localhost:3943 --tls auto"
 OVER_HTTP = [line for line in LINES if line.startswith("curl ")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_world import left
-from serve_world import Client, Follower, Progress, Server, append_lines, background, client_of, come_and_go, serving, sleep_and_wake, write_files
+from serve_world import Client, Follower, Progress, Server, append_lines, background, bring, client_of, come_and_go, serving, sleep_and_wake, write_files
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -109,10 +109,7 @@ async def _check_sandboxes(client: Client, kept: set[str], alive: set[str], gone
     assert kept | alive <= listed.keys()
     assert not gone & {name for name, each in listed.items() if each["state"] != "stopped"}
     for capsule in kept | alive:
-        answer = await client.surely("POST", f"/v1/capsules/{capsule}/resume", headers={"Prefer": "wait=120"})
-        while answer.json().get("operation") or answer.status_code == 409:
-            answer = await client.surely("POST", f"/v1/capsules/{capsule}/resume", headers={"Prefer": "wait=120"})
-        assert answer.json()["state"] == "running", answer.text
+        await bring(client, capsule, "resume", "running")
         assert await client.run(capsule, "echo here") == "here\n"
 
 
