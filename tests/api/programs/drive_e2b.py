@@ -4,6 +4,7 @@ each. What goes through envd (commands, files) belongs into sections of its own 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -179,3 +180,4 @@ if __name__ == "__main__":
     for section in sys.argv[1:]:
         globals()[section]()
         print("done", section, flush=True)
+    os._exit(0)  # the package's own threads may take an interpreter down that ends as usual

@@ -141,28 +141,31 @@ async def process_stream(
 async def _follow(socket: WebSocket, follower: Follower, tag: str, encoding: Encoding) -> None:
     try:
         await send(socket, type="start", pid=follower.pid, tag=tag, exec_id=follower.exec_id)
-        await race(_show(socket, follower, Texts(encoding)), _listen(socket, follower, encoding))
+        over = asyncio.Event()
+        await race(_show(socket, follower, Texts(encoding), over), _listen(socket, follower, encoding, over))
     finally:
         follower.leave()
 
 
-async def _show(socket: WebSocket, follower: Follower, texts: Texts) -> None:
+async def _show(socket: WebSocket, follower: Follower, texts: Texts, over: asyncio.Event) -> None:
+    """Sets `over` before the last frames."""
     async for piece in follower.output():
         for frame in texts.frames(piece):
             await send(socket, **frame)
     exited = await follower.wait()
+    over.set()
     for frame in [*texts.rest(), exit_frame(exited)]:
         await send(socket, **frame)
 
 
-async def _listen(socket: WebSocket, follower: Follower, encoding: Encoding) -> None:
-    """What the client says. Input waits in a line of its own, so that `stop` passes a command that does not read."""
+async def _listen(socket: WebSocket, follower: Follower, encoding: Encoding, over: asyncio.Event) -> None:
+    """What the client says. Nothing is said of input once it is over. Input waits in a line of its own, so that `stop` passes a command that does not read."""
     waiting: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=64)
 
     async def feed() -> None:
         taken = 0
         while (data := await waiting.get()) is not None:
-            if await ended(follower.write(data)):
+            if await ended(follower.write(data)) and not over.is_set():
                 taken += len(data)
                 await send(socket, type="stdin_taken", bytes=taken)
         await ended(follower.close_stdin())
