@@ -137,8 +137,8 @@ async def test_resolvers_are_not_reached_but_through_the_gateway(world: World, p
     assert not [question for question in asked if question]
 
 
-async def test_a_flood_of_questions_keeps_its_bounds_and_ends(world: World, pool: SlotPool, start: Start) -> None:
-    _, guest = await start(pool)
+async def test_a_flood_of_questions_keeps_its_bounds_and_ends(world: World, open_pool: OpenPool, start: Start) -> None:
+    _, guest = await start(await open_pool(pool=0))  # no slot is being made meanwhile, which opens files too
     with resolver(RESOLVER, b"", silent=True):
 
         def flood() -> None:
