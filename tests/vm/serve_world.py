@@ -80,7 +80,7 @@ class Server:
         argv = [TORPOR, "serve", "--port", str(self.port), *self._words]
         self.process = subprocess.Popen(argv, env=self._environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=self.unit.enter)
         assert await asyncio.to_thread(served, self.process) == self.url
-        self._drain = asyncio.create_task(asyncio.to_thread(_drain, self.process))
+        self._drain = asyncio.create_task(asyncio.to_thread(drain, self.process))
         if not self.key:
             self.key = (self.home / "first-key").read_text().strip()
         self.up.set()
@@ -114,7 +114,7 @@ class Server:
         self.unit.close()
 
 
-def _drain(process: subprocess.Popen[bytes]) -> None:
+def drain(process: subprocess.Popen[bytes]) -> None:
     """Reads what the server says until it ends: a full pipe would hold it up."""
     assert process.stderr is not None
     while process.stderr.read1(65536):

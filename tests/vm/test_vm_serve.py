@@ -6,6 +6,7 @@ import asyncio
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cli_world import end, left, served, started, torpor
+from serve_world import drain
 
 sys.path.append(str(Path(__file__).parents[1] / "api"))
 from sdk_world import drive
@@ -24,9 +26,16 @@ SECTIONS = ("lifecycle", "commands", "files", "pty", "git", "snapshots", "asynch
 
 @contextmanager
 def server(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process and its address."""
+    """The process and its address. What it logs is read all the time: a full pipe would hold it up."""
     with started(home, "serve", "--port", "0") as process:
-        yield process, served(process)
+        url = served(process)
+        reading = threading.Thread(target=drain, args=(process,))
+        reading.start()
+        try:
+            yield process, url
+        finally:
+            process.kill()
+            reading.join()
 
 
 async def test_the_server_with_real_microvms(fresh_home: Path) -> None:
