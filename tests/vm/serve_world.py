@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 
 import httpx
 import websockets
-from cli_world import ENDED, TORPOR, environment, served
+from cli_world import ENDED, TORPOR, environment, served, started
 
 from torpor.proc.keeper.cgroups import hierarchies
 
@@ -112,6 +113,20 @@ class Server:
         if self.process is not None:
             await self.stop("sigkill")
         self.unit.close()
+
+
+@contextmanager
+def server(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process and its address. What it logs is read all the time: a full pipe would hold it up."""
+    with started(home, "serve", "--port", "0") as process:
+        url = served(process)
+        reading = threading.Thread(target=drain, args=(process,))
+        reading.start()
+        try:
+            yield process, url
+        finally:
+            process.kill()
+            reading.join()
 
 
 def drain(process: subprocess.Popen[bytes]) -> None:

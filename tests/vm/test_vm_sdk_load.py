@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from cli_world import end, left, served, started
+from cli_world import end, left
+from serve_world import server
 
 sys.path.append(str(Path(__file__).parents[1] / "api"))
 from sdk_world import drive
@@ -31,8 +32,7 @@ def busy(times: int) -> Iterator[None]:
 @pytest.mark.timeout(600)
 async def test_the_sdks_own_time_outs_never_fire_on_a_machine_loaded_to_twice_its_cores(fresh_home: Path) -> None:
     """From the first create of a home on, for which a warm image has to be booted first."""
-    with started(fresh_home, "serve", "--port", "0") as process:
-        url = served(process)
+    with server(fresh_home) as (process, url):
         key = (fresh_home / "first-key").read_text().strip()
         with busy(2):
             await drive("0.1.2", url, key, "base", "lifecycle", "commands", "files", "pty", "snapshots", seconds=400)

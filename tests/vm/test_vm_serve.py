@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import stat
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from cli_world import end, left, served, started, torpor
-from serve_world import drain
+from cli_world import end, left, torpor
+from serve_world import server
 
 sys.path.append(str(Path(__file__).parents[1] / "api"))
 from sdk_world import drive
 
 pytestmark = pytest.mark.vm
 SECTIONS = ("lifecycle", "commands", "files", "pty", "git", "snapshots", "asynchronous")
-
-
-@contextmanager
-def server(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process and its address. What it logs is read all the time: a full pipe would hold it up."""
-    with started(home, "serve", "--port", "0") as process:
-        url = served(process)
-        reading = threading.Thread(target=drain, args=(process,))
-        reading.start()
-        try:
-            yield process, url
-        finally:
-            process.kill()
-            reading.join()
 
 
 async def test_the_server_with_real_microvms(fresh_home: Path) -> None:
