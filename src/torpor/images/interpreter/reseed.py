@@ -2,7 +2,7 @@
 
 The agent raises /run/torpor/generation in every wake, and writes it so that inotify sees it while processes stand still. The event is a signal, pending
 when the kernel thaws: its handler runs before the next bytecode of the user's code. Before each cell the file is looked at as well.
-inotify(7): IN_MODIFY 2. fcntl(2): F_SETSIG and O_ASYNC make a descriptor's readiness a signal of choice.
+inotify(7): IN_MODIFY 2. fcntl(2): F_SETSIG and O_ASYNC make a descriptor's readiness a signal of choice, F_SETOWN_EX 15 with F_OWNER_TID 0 that of one thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fcntl
 import os
 import random
 import signal
+import struct
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ GENERATION = "/run/torpor/generation"
 NAMES = "/run/torpor/names"
 _SIGNAL = signal.SIGRTMAX - 3
 _IN_MODIFY = 2
+_F_SETOWN_EX, _F_OWNER_TID = 15, 0
 
 
 def reseed() -> None:
@@ -81,6 +83,7 @@ class Generation:
             woken()
 
         signal.signal(_SIGNAL, arrived)
-        fcntl.fcntl(watch, fcntl.F_SETOWN, os.getpid())
+        # To the main thread, which runs the handlers of all: any other would take the signal and leave it asleep.
+        fcntl.fcntl(watch, _F_SETOWN_EX, struct.pack("ii", _F_OWNER_TID, os.getpid()))
         fcntl.fcntl(watch, fcntl.F_SETSIG, _SIGNAL)
         fcntl.fcntl(watch, fcntl.F_SETFL, fcntl.fcntl(watch, fcntl.F_GETFL) | os.O_ASYNC)
