@@ -6,11 +6,13 @@ What lies in the folder of a package that was not finished is put there again.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
@@ -39,11 +41,20 @@ def from_npm(package: str, version: str) -> Path:
 
 def _once(name: str, command: Callable[[Path], Sequence[str]]) -> Path:
     folder = CHECKOUT / ".work" / "sdk" / name
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(command(folder), check=True, timeout=600)
-        (folder / "complete").touch()
+    with alone(folder):
+        if not (folder / "complete").exists():
+            subprocess.run(command(folder), check=True, timeout=600)
+            (folder / "complete").touch()
     return folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes the directory; other processes that run tests side by side with this one wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 async def drive(argv: Sequence[str], sections: Sequence[str], seconds: float, variables: Mapping[str, str]) -> None:

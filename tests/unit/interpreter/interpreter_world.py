@@ -20,6 +20,8 @@ from typing import Any
 
 import httpx
 
+import published
+
 CHECKOUT = Path(__file__).parents[3]
 IMAGES = CHECKOUT / "src" / "torpor" / "images"
 PINS = IMAGES / "code-interpreter.lock"
@@ -35,11 +37,12 @@ def _requirements() -> str:
 
 
 def _made_once(folder: Path, *commands: list[str]) -> None:
-    if (folder / "complete").exists():
-        return
-    for command in commands:
-        subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
-    (folder / "complete").touch()
+    with published.alone(folder):
+        if (folder / "complete").exists():
+            return
+        for command in commands:
+            subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
+        (folder / "complete").touch()
 
 
 def interpreter_python() -> Path:
