@@ -91,7 +91,7 @@ class AsyncSandbox:
         try:
             answer = await self._http.ask("POST", f"{self._path}/{verb}", json=json, headers=prefer(wait), wait=wait, repeatable=repeatable)
         except InvalidState as error:
-            if error.reason != "already":
+            if error.reason != "already" or not repeatable:
                 raise
             return await self.refresh()  # what is wanted is so, perhaps by our own request whose answer was lost
         now = self._learn(answer)
