@@ -177,7 +177,9 @@ def test_the_plain_client_is_what_the_asynchronous_one_makes_it() -> None:
     path = Path(__file__).parents[2] / "src" / "torpor" / "client" / "synchronous.py"
     ruff = [Path(sys.executable).with_name("ruff"), "format", "-", "--config", str(Path(__file__).parents[2] / "pyproject.toml")]
     made = subprocess.run(ruff, input=source(), capture_output=True, text=True, check=True).stdout
-    assert path.read_text() == made, "run: python -m torpor.client.faces > src/torpor/client/synchronous.py && ruff format src/torpor/client/synchronous.py"
+    assert path.read_text() == made, (
+        "run: python -m torpor.client.faces > made.py && mv made.py src/torpor/client/synchronous.py && ruff format src/torpor/client/synchronous.py"
+    )
 
 
 def test_it_loads_nothing_else_of_torpor() -> None:

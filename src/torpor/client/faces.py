@@ -1,6 +1,6 @@
 """Makes `synchronous.py` from the asynchronous classes: the same methods, arguments and words, each run on the client's own loop.
 
-    python -m torpor.client.faces > src/torpor/client/synchronous.py
+    python -m torpor.client.faces > made.py && mv made.py src/torpor/client/synchronous.py      (it imports the file that it replaces)
 
 A test holds that the file is what this makes, so that there is one client and no twin. The rules:
 
