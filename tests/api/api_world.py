@@ -28,6 +28,7 @@ from torpor.api import app as app_module
 from torpor.api.app import make_app
 from torpor.api.services import Services
 from torpor.apps.serve import Listening, configuration, listen
+from torpor.guestlink.guest import RemoteGuest
 from torpor.guestlink.link import Link
 from torpor.lifecycle.sandbox import demand_running
 from torpor.model.errors import NotFound, TorporError, Unauthorized
@@ -75,6 +76,25 @@ def running_agent(folder: Path) -> Iterator[Path]:
     assert (died, complaints) == (False, "")
 
 
+class AgentSession:
+    """The one session with an agent, opened at the first need: an agent lets go of a session when another one begins."""
+
+    def __init__(self, agent: Path) -> None:
+        self._agent = agent
+        self._guest: RemoteGuest | None = None
+        self._opening = asyncio.Lock()
+
+    async def guest(self) -> RemoteGuest:
+        async with self._opening:
+            if self._guest is None:
+                self._guest = await Link().connect(self._agent, generation=None, timeout=100)
+            return self._guest
+
+    async def close(self) -> None:
+        if self._guest is not None:
+            await self._guest.close()
+
+
 def new_id() -> str:
     return base36(secrets.randbits(128))
 
@@ -109,8 +129,7 @@ class FakeSandboxes:
     """Records in memory; one guest for all. `hold` keeps operations under way until it is set; `failure` is what the next one fails with."""
 
     def __init__(self, agent: Path) -> None:
-        self._agent = agent
-        self._guest: Guest | None = None
+        self._session = AgentSession(agent)
         self.records: dict[str, Sandbox] = {}
         self.hold: asyncio.Event | None = None
         self.waited = asyncio.Event()
@@ -210,11 +229,10 @@ class FakeSandboxes:
     @asynccontextmanager
     async def use(self, caller: Caller, sandbox_id: str, what: str) -> AsyncIterator[Guest]:
         demand_running((await self.get(caller, sandbox_id)).state)
-        if self._guest is None:
-            self._guest = await Link().connect(self._agent, generation=None, timeout=100)
+        guest = await self._session.guest()
         self.in_use += 1
         try:
-            yield self._guest
+            yield guest
         finally:
             self.in_use -= 1
 
@@ -222,8 +240,7 @@ class FakeSandboxes:
         return dict(Counter(sandbox.state for sandbox in self.records.values()))
 
     async def close(self) -> None:
-        if self._guest is not None:
-            await self._guest.close()
+        await self._session.close()
 
 
 @dataclass

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from api_world import app_on, client_of, running_agent, served
+from api_world import AgentSession, app_on, client_of, running_agent, served
 
 from torpor.apps.control import People, Wired, control_plane
-from torpor.guestlink.guest import RemoteGuest
-from torpor.guestlink.link import Link
 from torpor.hostlink.local import LocalHosts
 from torpor.model.records import ApiKey, Team
 from torpor.ports.hosts import Capacity, HostTemplate, Machine, Order
@@ -29,9 +27,8 @@ class AgentHost(FakeHost):
 
     def __init__(self, agent: Path, home: Path) -> None:
         super().__init__(capacity=Capacity(1 << 20, 1 << 30, 1 << 50, 1 << 30, 1 << 49))
-        self._agent = agent
         self._home = home
-        self._session: RemoteGuest | None = None
+        self._session = AgentSession(agent)
 
     async def templates(self) -> Sequence[HostTemplate]:
         return [HostTemplate(name, "root", str(self._home), 1 << 20) for name in ("base", "minimal")]
@@ -41,13 +38,10 @@ class AgentHost(FakeHost):
 
     async def guest(self, sandbox_id: str) -> Any:
         await super().guest(sandbox_id)  # raises unless it runs
-        if self._session is None:
-            self._session = await Link().connect(self._agent, generation=None, timeout=100)
-        return self._session
+        return await self._session.guest()
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
 
 @dataclass
