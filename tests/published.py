@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,14 +37,16 @@ def from_npm(package: str, version: str) -> Path:
     npm = shutil.which("npm")
     assert npm is not None, "this test needs Node.js with npm"
     install = [npm, "install", "--silent", "--no-audit", "--no-fund"]
-    return _once(f"{package}-npm-{version}", lambda folder: [*install, "--prefix", str(folder), f"{package}@{version}"])
+    # Node.js has certificates of its own; what the machine's owner trusts as well stands in the system's.
+    trusted = {"NODE_EXTRA_CA_CERTS": authorities} if (authorities := ssl.get_default_verify_paths().cafile) else {}
+    return _once(f"{package}-npm-{version}", lambda folder: [*install, "--prefix", str(folder), f"{package}@{version}"], trusted)
 
 
-def _once(name: str, command: Callable[[Path], Sequence[str]]) -> Path:
+def _once(name: str, command: Callable[[Path], Sequence[str]], variables: Mapping[str, str] | None = None) -> Path:
     folder = CHECKOUT / ".work" / "sdk" / name
     with alone(folder):
         if not (folder / "complete").exists():
-            subprocess.run(command(folder), check=True, timeout=600)
+            subprocess.run(command(folder), check=True, timeout=600, env=dict(variables or {}) | os.environ)
             (folder / "complete").touch()
     return folder
 
