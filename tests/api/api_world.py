@@ -91,8 +91,10 @@ class AgentSession:
             return self._guest
 
     async def close(self) -> None:
-        if self._guest is not None:
-            await self._guest.close()
+        """The next need opens another."""
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            await guest.close()
 
 
 def new_id() -> str:

@@ -85,7 +85,6 @@ class EnvdWorld:
     async def end(self, sandbox_id: str) -> None:
         """Kills it, and with it every session of its guest, as the end of a machine does."""
         await self.plane.host.close()
-        self.plane.host._session = None
         sandboxes = self.plane.wired.services.sandboxes
         team = self.plane.wired.first.team_id if self.plane.wired.first is not None else PLATFORM_TEAM
         started = await sandboxes.kill(Caller(team, Actor(ActorKind.API_KEY, "", "a test")), sandbox_id)
@@ -182,7 +181,6 @@ async def open_envd(folder: Path) -> AsyncIterator[EnvdWorld]:
         async with served(front) as url, client_of(url) as client, client_of(url) as stranger:
             world = EnvdWorld(plane, front, url, "", "", client, stranger)
             world.sandbox = front.default = await world.make()
-            await plane.host.guest(world.sandbox)  # the agent takes one session: many that begin at once would drive each other out
             world.token = plane.wired.services.tokens.access(world.sandbox)
             named = {"E2b-Sandbox-Id": world.sandbox, "E2b-Sandbox-Port": "49983"}
             client.headers.update(named | {"X-Access-Token": world.token})

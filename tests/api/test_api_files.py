@@ -247,10 +247,11 @@ async def test_a_watch_tells_what_happens(world: World, capsule: str) -> None:
         lines = stream.aiter_lines()
 
         async def event() -> tuple[str, Any]:
-            fields = {}
-            while line := await anext(lines):
-                name, _, value = line.partition(": ")
-                fields[name] = value
+            fields: dict[str, str] = {}
+            while "event" not in fields:  # what is nothing but a comment keeps the connection alive
+                while line := await anext(lines):
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
             return fields["event"], json.loads(fields["data"])
 
         assert (await event())[0] == "ready"

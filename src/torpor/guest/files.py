@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torpor.guest import users
+from torpor.guest.download import FROM, Download, first_load
 from torpor.guest.faults import Refusal
+from torpor.guest.loads import Pipe
 from torpor.guest.loop import Loop
 from torpor.guest.pump import PieceSender, Pump
 from torpor.guest.session import Request
@@ -176,6 +178,35 @@ def attributes(path: str) -> Iterator[bytes]:
         yield wire.to_json({"name": name, "value": base64.b64encode(value).decode()}) + b"\n"
 
 
+class _Begun:
+    """An open file of which the first bytes are read: as a `load`, or as `first`, with `piece` for the next ones. Blocks. Closes `file` when it raises."""
+
+    def __init__(self, path: str, file: int, position: int, rest: int, *, bulk: bool) -> None:
+        self.file = file
+        self.first = b""
+        self.load: tuple[Pipe, int] | None = None
+        self._position, self._rest = position, rest
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+                raise OSError(code, os.strerror(code), path)
+            self.size = status.st_size
+            if bulk and min(rest, self.size - position) >= FROM:
+                self.load = first_load(file, position, rest)
+            if self.load is None:
+                self.first = self.piece()
+        except BaseException:
+            os.close(file)
+            raise
+
+    def piece(self) -> bytes:
+        data = os.pread(self.file, min(_AHEAD, self._rest), self._position)
+        self._position += len(data)
+        self._rest -= len(data)
+        return data
+
+
 class Files:
     """Operations on files. `default_user` says who '' is."""
 
@@ -209,49 +240,30 @@ class Files:
         self.loop.in_thread(lambda: next(blocks, b""), first)
 
     def read(self, request: Request) -> None:
-        """args path, offset, length, user: replies with the file's size, then streams it."""
+        """args path, offset, length, user, bulk: replies with the file's size, then streams it; with `bulk` in frames of up to BULK_PAYLOAD."""
         args, path, user = request.args, checked(request.args.get("path")), self.user(request.args)
         position, length = int(args.get("offset", 0)), args.get("length")
         rest = int(length) if length is not None else 1 << 62
         if position < 0 or rest < 0:
             raise Refusal("invalid", "offset and length must not be negative")
 
-        def begin() -> tuple[int, int]:
-            with users.files_as(user):
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                os.close(fd)
-                code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
-                raise OSError(code, os.strerror(code), path)
-            return fd, status.st_size
-
-        state = [position, rest]
-
-        def piece(fd: int) -> bytes:
-            data = os.pread(fd, min(_AHEAD, state[1]), state[0])
-            state[0] += len(data)
-            state[1] -= len(data)
-            return data
-
-        def opened(result: tuple[int, int, bytes] | None, error: BaseException | None) -> None:
-            if error is not None or result is None:
+        def opened(begun: _Begun | None, error: BaseException | None) -> None:
+            if error is not None or begun is None:
                 request.fail(error or RuntimeError("no result"))
                 return
-            fd, size, data = result
-            request.reply(size=size, window=wire.WIDE_WINDOW)
-            pump = Pump(self.loop, request.stream(sender=PieceSender()), lambda: piece(fd), lambda: os.close(fd))
-            pump.first(data)
+            request.reply(size=begun.size, window=wire.WIDE_WINDOW)
+            if begun.load is not None:
+                Download(self.loop, request, begun.file, position, rest, *begun.load)
+            else:
+                pump = Pump(self.loop, request.stream(sender=PieceSender()), begun.piece, lambda: os.close(begun.file))
+                pump.first(begun.first)
 
-        def work() -> tuple[int, int, bytes]:
-            fd, size = begin()
-            try:
-                return fd, size, piece(fd)
-            except BaseException:
-                os.close(fd)
-                raise
+        def begin() -> _Begun:
+            with users.files_as(user):
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            return _Begun(path, file, position, rest, bulk=bool(args.get("bulk")))
 
-        self.loop.in_thread(work, opened)
+        self.loop.in_thread(begin, opened)
 
     def list(self, request: Request) -> None:
         depth = int(request.args.get("depth", 1))

@@ -15,18 +15,21 @@ from collections.abc import Callable
 from typing import Any
 
 from torpor.guest.faults import Refusal, fault
-from torpor.guest.loop import Loop
+from torpor.guest.loads import Load, LoadSender
+from torpor.guest.loop import Loop, Timer
 from torpor.wire import guest as wire
 
 _READS_A_TURN = 32
-_BYTES_A_TURN = 131072
+_BYTES_A_TURN = 262144
+_SHRINK_AFTER = 2.0
+"""Seconds after large frames until the memory they took goes back."""
 Json = dict[str, Any]
 
 
 class Stream:
     """One stream of a conversation. `sender` carries bytes to the host, `receiver` checks what comes. The owner sets the call-backs it needs."""
 
-    __slots__ = ("conversation", "named", "number", "on_close", "on_data", "on_end", "on_room", "queued", "receiver", "sender")
+    __slots__ = ("conversation", "named", "number", "on_close", "on_data", "on_end", "on_lent", "on_room", "queued", "receiver", "sender")
 
     def __init__(self, conversation: Conversation, number: int, sender: wire.Sender | None, receiver: wire.Receiver | None) -> None:
         self.conversation = conversation
@@ -37,6 +40,8 @@ class Stream:
         self.named = True
         """False after a reconnect until the host has said that it still uses the stream."""
         self.on_data: Callable[[bytes], None] | None = None
+        self.on_lent: Callable[[wire.Lent], None] | None = None
+        """For who gives large pieces back; without it they are copied for `on_data`."""
         self.on_end: Callable[[], None] | None = None
         self.on_room: Callable[[], None] | None = None
         self.on_close: Callable[[], None] | None = None
@@ -169,8 +174,11 @@ class Session:
         self._raw: io.FileIO
         """The port, for calls that say None instead of raising when it would block: an exception costs as much as several frames."""
         self._is_socket = False
-        self._reader = wire.FrameReader(lambda header: header.type == wire.HELLO, watchful=True)
+        self._reader = wire.FrameReader(lambda header: header.type == wire.HELLO, watchful=True, lends=True)
+        self._shrinking: Timer | None = None
         self._rest: memoryview | None = None
+        self._load: Load | None = None
+        """What comes out of a pipe, after `_rest`."""
         self._writable = True
         self._hung = False
         """The port has no host just now: that is told once, not for ever."""
@@ -185,30 +193,55 @@ class Session:
         self._port, self._is_socket = fd, is_socket
         self._raw = io.FileIO(fd, "r+", closefd=False)
         self._reader.reset()
-        self._rest, self._writable, self._hung = None, True, False
+        self._forget_rest()
+        self._writable, self._hung = True, False
         self.loop.register(fd, select.EPOLLIN, self._on_port)
 
     def flush(self) -> None:
         """Writes what there is as far as the port takes it. The loop calls this at the end of each turn."""
         while self._port >= 0 and self._writable:
-            if self._rest is None:
-                chunk = self._gather()
-                if chunk is None:
-                    return
-                self._rest = memoryview(chunk)
+            if self._rest is None and self._load is None and not self._gather():
+                return
             try:
-                written = self._raw.write(self._rest)
+                went = self._write() if self._rest is not None else self._splice()
             except OSError as error:
                 self._broken(error)
                 return
-            if written is None:
+            if not went:
                 self._writable = False
                 self._arm()
-                return
-            self._rest = self._rest[written:] if written < len(self._rest) else None
 
-    def _gather(self) -> bytes | None:
-        """The next bytes to write: control frames together up to one write's size, then a frame of each stream in turn."""
+    def _write(self) -> bool:
+        """Writes what is left of a chunk; False when there is no room."""
+        assert self._rest is not None
+        written = self._raw.write(self._rest)
+        if written is None:
+            return False
+        self._rest = self._rest[written:] if written < len(self._rest) else None
+        return True
+
+    def _splice(self) -> bool:
+        """Moves a load on; False when there is no room."""
+        load = self._load
+        assert load is not None
+        try:
+            if (filler := load.go_on(self._port)) is not None:
+                self._rest = filler
+        except BlockingIOError:
+            return False
+        if load.left == 0:
+            self._load = None
+            load.sent()
+        return True
+
+    def _forget_rest(self) -> None:
+        self._rest = None
+        if self._load is not None:
+            self._load.drop()
+            self._load = None
+
+    def _gather(self) -> bool:
+        """Finds what is to be written next: control frames together up to one write's size, then a frame of each stream in turn. False: nothing."""
         conversation = self.conversation
         if conversation.control:
             parts, size = [conversation.control.popleft()], 0
@@ -219,17 +252,24 @@ class Session:
             while conversation.ready and not conversation.quiet and (small := self._pull(conversation.ready[0], 32768 - size)) is not None:
                 size += len(small)
                 parts.append(small)
-            return b"".join(parts) if len(parts) > 1 else parts[0]
+            self._rest = memoryview(b"".join(parts) if len(parts) > 1 else parts[0])
+            return True
         while conversation.ready and not conversation.quiet:
             stream = conversation.ready.popleft()
             stream.queued = False
-            if stream.sender is None or conversation.streams.get(stream.number) is not stream:
+            sender = stream.sender
+            if sender is None or conversation.streams.get(stream.number) is not stream:
                 continue
-            frame = stream.sender.pull(stream.number, conversation.generation, wire.GUEST_PAYLOAD)
+            head: bytes | None
+            if isinstance(sender, LoadSender) and (loaded := sender.pull_load(stream.number, conversation.generation)) is not None:
+                head, self._load = loaded
+            else:
+                head = sender.pull(stream.number, conversation.generation, wire.GUEST_PAYLOAD)
             stream.wake()
-            if frame is not None:
-                return frame
-        return None
+            if head is not None:
+                self._rest = memoryview(head)
+                return True
+        return False
 
     def _pull(self, stream: Stream, room: int) -> bytes | None:
         """A frame of the first ready stream if all it has to say fits beside control frames: short answers then need one write."""
@@ -328,7 +368,8 @@ class Session:
         """Answers when the wake is through; a later hello takes the place of one that still waits."""
         hello = wire.from_json(frame.payload)
         link = int(hello.get("link", 0))
-        self._rest, self._hello_nonce = None, frame.offset
+        self._forget_rest()
+        self._hello_nonce = frame.offset
         self.conversation.control.clear()
         self.conversation.ready.clear()
 
@@ -434,8 +475,10 @@ class Session:
         elif stream is None:
             return  # its request failed, or it was closed
         elif frame.type == wire.DATA and stream.receiver is not None:
-            stream.receiver.data(frame.offset, len(frame.payload))
-            if stream.on_data is not None:
+            stream.receiver.data(frame.offset, len(frame.lent if frame.lent is not None else frame.payload))
+            if frame.lent is not None:
+                self._lent(stream, frame.lent)
+            elif stream.on_data is not None:
                 stream.on_data(frame.payload)
         elif frame.type == wire.END and stream.receiver is not None:
             if stream.receiver.end(frame.offset) and stream.on_end is not None:
@@ -444,6 +487,20 @@ class Session:
             self._window(stream, frame)
         elif frame.type == wire.CLOSE:
             self._close(stream)
+
+    def _lent(self, stream: Stream, lent: wire.Lent) -> None:
+        if self._shrinking is None:
+            self._shrinking = self.loop.later(_SHRINK_AFTER, self._shrink)
+        if stream.on_lent is not None:
+            stream.on_lent(lent)
+            return
+        data = bytes(lent.view)
+        lent.release()
+        if stream.on_data is not None:
+            stream.on_data(data)
+
+    def _shrink(self) -> None:
+        self._shrinking = None if self._reader.shrink() else self.loop.later(_SHRINK_AFTER, self._shrink)
 
     @staticmethod
     def _window(stream: Stream, frame: wire.Frame) -> None:

@@ -129,7 +129,7 @@ class _Target:
             self.abandon()
             raise
 
-    def write(self, pieces: list[bytes]) -> None:
+    def write(self, pieces: list[bytes | memoryview]) -> None:
         for piece in [b"".join(pieces)] if self.rewrite else pieces:
             rest = memoryview(piece)
             while rest:
@@ -179,9 +179,10 @@ class Upload:
             receiver.window = wire.WIDE_WINDOW
         self._stream: Stream = request.stream(receiver=receiver)
         self._stream.on_data = self._take
+        self._stream.on_lent = self._take
         self._stream.on_end = self._end
         self._stream.on_close = self._abandon
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | wire.Lent] = []
         self._waiting = 0
         """Bytes in them."""
         self._offered = False
@@ -189,9 +190,9 @@ class Upload:
         self._opened = self._ended = self._busy = self._over = False
         self._loop.soon(self._step)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes | wire.Lent) -> None:
         if self._over:
-            self._stream.consumed(len(data))
+            self._done_with([data])
         else:
             if not self._offered:
                 self._offered = True
@@ -216,26 +217,33 @@ class Upload:
         if self._target.rewrite and self._opened and not self._ended and sum(map(len, self._pieces)) < _TOGETHER:
             return  # as few writes as can be: each is an event to who watches
         self._busy = True
-        pieces, count, ending, opened = self._pieces, self._waiting, self._ended, self._opened
+        pieces, ending, opened = self._pieces, self._ended, self._opened
         self._pieces, self._waiting = [], 0
 
         def work() -> Json | None:
             try:
                 if not opened:
                     self._target.open()
-                self._target.write(pieces)
+                self._target.write([piece.view if isinstance(piece, wire.Lent) else piece for piece in pieces])
                 return self._target.finish() if ending else None
             except BaseException:
                 self._target.abandon()
                 raise
 
         self._opened = True
-        self._loop.in_thread(work, lambda result, error: self._stepped(count, ending, result, error))
+        self._loop.in_thread(work, lambda result, error: self._stepped(pieces, ending, result, error))
 
-    def _stepped(self, count: int, ending: bool, result: Json | None, error: BaseException | None) -> None:
-        self._busy = False
+    def _done_with(self, pieces: list[bytes | wire.Lent]) -> None:
+        count = sum(map(len, pieces))
+        for piece in pieces:
+            if isinstance(piece, wire.Lent):
+                piece.release()
         if count:
             self._stream.consumed(count)
+
+    def _stepped(self, pieces: list[bytes | wire.Lent], ending: bool, result: Json | None, error: BaseException | None) -> None:
+        self._busy = False
+        self._done_with(pieces)
         if error is not None:
             self._request.fail(error)
             self._finish()
@@ -249,10 +257,8 @@ class Upload:
 
     def _finish(self) -> None:
         self._over = True
-        waiting, self._waiting = self._waiting, 0
-        self._pieces.clear()
-        if waiting:
-            self._stream.consumed(waiting)
+        pieces, self._pieces, self._waiting = self._pieces, [], 0
+        self._done_with(pieces)
 
     def _abandon(self) -> None:
         """The host closed the stream before its end, or a new conversation began."""

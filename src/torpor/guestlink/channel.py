@@ -335,7 +335,7 @@ class Channel:
         """Sends what the stream's window and the connection take."""
         sender = stream.sender
         while sender is not None and self._open and self._writable.is_set() and sender.wants():
-            frame = sender.pull(stream.number, self.generation, wire.MAX_PAYLOAD - wire.HEADER.size)
+            frame = sender.pull(stream.number, self.generation, stream.most)
             if frame is None:
                 return
             self._send(frame)

@@ -92,7 +92,7 @@ class RemoteGuest:
     # Files
 
     async def read_file(self, path: str, *, offset: int = 0, length: int | None = None, user: str = "") -> AsyncIterator[bytes]:
-        request, reply = await self._opened("read", {"path": path, "offset": offset, "length": length, "user": user}, (False, True))
+        request, reply = await self._opened("read", {"path": path, "offset": offset, "length": length, "user": user, "bulk": True}, (False, True))
         stream = request.streams[0]
         if reply.get("window") == wire.WIDE_WINDOW:
             stream.widen()
@@ -130,7 +130,7 @@ class RemoteGuest:
         """A request with a stream from the source; its answer. It says that a wide window may be granted."""
         request = self._channel.start(op, args | {"window": wire.WIDE_WINDOW}, main=(True, False))
         stream = request.streams[0]
-        stream.widen()
+        stream.widen(bulk=self._level >= 3)
         try:
             await self._feed(stream, source, request)
             return await self._channel.finish(request)

@@ -28,6 +28,8 @@ class Stream:
         self.ended = False
         """Everything the guest sends has arrived."""
         self.arrived: Callable[[], None] = self._wake
+        self.most = wire.MAX_PAYLOAD - wire.HEADER.size
+        """Bytes of one frame of ours."""
         self._pieces: deque[tuple[int, bytes]] = deque()
         self._arrival = asyncio.Event()
         self._room = asyncio.Event()
@@ -41,8 +43,10 @@ class Stream:
                 raise wire.ProtocolError("data before the answer that announces it")
             self.receiver = wire.Receiver(offset)
 
-    def widen(self) -> None:
-        """The guest has said that it takes and grants wide windows on this stream."""
+    def widen(self, *, bulk: bool = False) -> None:
+        """The guest has said that it takes and grants wide windows on this stream, with `bulk` also large frames."""
+        if bulk:
+            self.most = wire.BULK_PAYLOAD
         for half in (self.sender, self.receiver):
             if half is not None:
                 half.window = wire.WIDE_WINDOW

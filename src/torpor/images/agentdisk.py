@@ -52,7 +52,7 @@ main()
 
 def agent_sources(package: Path) -> Mapping[str, Path]:
     """What of the package torpor in directory `package` goes onto the disk: path below app/torpor -> file."""
-    found = [package / "__init__.py", package / "wire" / "__init__.py", *package.glob("wire/guest.py"), *package.glob("wire/guest/**/*.py")]
+    found = [package / "__init__.py", package / "wire" / "__init__.py", *package.glob("wire/guest/**/*.py")]
     found += package.glob("guest/**/*.py")
     return {str(path.relative_to(package)): path for path in sorted(found)}
 

@@ -21,6 +21,7 @@ frames = st.builds(
     st.integers(0, 1 << 40),
     st.integers(0, wire.MAX_OFFSET - 1),
     st.binary(max_size=300),
+    st.none(),
 )
 
 
@@ -200,6 +201,14 @@ def test_a_window_that_was_used_is_opened_as_far_as_both_ends_agreed(ends: Ends)
     assert link.receiver.received == wire.WINDOW + link.receiver.window
 
 
+def test_a_reconnect_before_the_first_byte_was_heard_keeps_the_wide_window() -> None:
+    sender = PieceSender()
+    sender.write(bytes(wire.WIDE_WINDOW))
+    raw = wide().resumption(2, 1)
+    sender.resume(wire.HEADER.unpack_from(raw)[6], *wire.window_pair(raw[wire.HEADER.size :]))
+    assert sender.limit == wire.WIDE_WINDOW  # the receiver counts on it, and grants nothing before half of it is used
+
+
 def test_a_credit_beyond_what_was_agreed_is_refused() -> None:
     usual, files = wire.Sender(), PieceSender()
     with pytest.raises(wire.ProtocolError):
@@ -250,6 +259,37 @@ def test_large_frames_are_read_in_pages(lengths: list[int], cuts: list[int], mis
         got += reader.feed(port.readv(pages) if pages else port.read(reader.space()))
     assert [frame for frame in got if frame.type == wire.DATA] == (sent[:-1] if missing else sent)
     assert [frame.offset for frame in got if frame.type == wire.HELLO] == [7, 8]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 100, 30_000, 65_504, wire.BULK_PAYLOAD - 1, wire.BULK_PAYLOAD]), st.integers(0, 9)), min_size=1, max_size=14),
+    st.integers(0, 13),
+)
+def test_what_is_lent_stays_as_it_came_until_it_is_given_back(steps: list[tuple[int, int]], broken: int) -> None:
+    """Each large payload is held for as many more frames as its step says; at frame `broken` the connection begins anew."""
+    reader = wire.FrameReader(lambda header: header.type == wire.HELLO, watchful=True, lends=True)
+    sent = [(wire.Frame(wire.DATA, 0, 6, 3, number, bytes([number + 1]) * length), hold) for number, (length, hold) in enumerate(steps)]
+    held: list[tuple[int, wire.Lent, bytes]] = []
+    got: list[bytes] = []
+    for number, (frame, hold) in enumerate(sent):
+        if number == broken:
+            reader.reset()
+        port = Port(hello() * (number in (0, broken)) + encoded(frame))
+        while port.pieces:
+            pages = reader.pages()
+            for one in reader.feed(port.readv(pages) if pages else port.read(reader.space())):
+                if one.lent is not None:
+                    assert len(one.lent) >= 32768
+                    held.append((number + hold, one.lent, bytes(one.lent.view)))
+                if one.type == wire.DATA:
+                    got.append(bytes(one.lent.view) if one.lent is not None else one.payload)
+        for each in [each for each in held if each[0] <= number]:
+            assert each[1].view == each[2]
+            each[1].release()
+            held.remove(each)
+    assert got == [frame.payload for frame, _ in sent]
+    assert all(lent.view == data for _, lent, data in held)
+    assert reader.shrink() in ((True,) if not held else (True, False))
 
 
 def test_a_sender_stops_at_the_window_and_goes_on_with_credit() -> None:
