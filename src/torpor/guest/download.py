@@ -11,8 +11,8 @@ from torpor.guest.loop import Loop
 from torpor.guest.session import Request
 from torpor.wire import guest as wire
 
-_PIPES = 2
-"""One is filled while the other is sent."""
+_PIPES = 4
+"""As many as a window has room for: a thread's turn costs as much as the pages of one."""
 FROM = 65536
 """Bytes from which on a pipe is worth its making."""
 
@@ -37,37 +37,59 @@ class Download:
         self._stream = request.stream(sender=self._sender)
         self._stream.on_room = self._step
         self._stream.on_close = self._stop
-        self._filled(first, self._life, filled, None)
+        self._filled([first], self._life, [filled], None)
 
     def _step(self) -> None:
-        sender = self._sender
-        rest = self._length - sender.top
-        most = min(wire.BULK_PAYLOAD, rest)
-        if self._busy or self._over or sender.ended or sender.room < most or (not self._free and self._made == _PIPES):
+        sender, at = self._sender, self._sender.top
+        rest = self._length - at
+        sizes: list[int] = []
+        while rest and sender.limit - at >= (most := min(wire.BULK_PAYLOAD, rest)) and len(sizes) < len(self._free) + _PIPES - self._made:
+            sizes.append(most)
+            at, rest = at + most, rest - most
+        if self._busy or self._over or sender.ended:
             return
-        if rest == 0:
+        if self._length == sender.top:
             self._end()
-            return
-        if not self._free:
+        elif sizes:
+            self._fill(sizes)
+
+    def _fill(self, sizes: list[int]) -> None:
+        while len(self._free) < len(sizes):
             self._made += 1
             self._free.append(Pipe())
-        pipe, life, at = self._free.pop(), self._life, self._offset + sender.top
+        pipes = [self._free.pop() for _ in sizes]
+        life, begin = self._life, self._offset + self._sender.top
         self._busy = True
-        self._loop.in_thread(lambda: pipe.fill(self._file, at, most), lambda count, error: self._filled(pipe, life, count, error))
 
-    def _filled(self, pipe: Pipe, life: int, count: int | None, error: BaseException | None) -> None:
+        def work() -> list[int]:
+            at, counts = begin, []
+            for pipe, size in zip(pipes, sizes, strict=True):
+                counts.append(pipe.fill(self._file, at, size))
+                at += counts[-1]
+                if counts[-1] < size:
+                    break
+            return counts
+
+        self._loop.in_thread(work, lambda counts, error: self._filled(pipes, life, counts, error))
+
+    def _filled(self, pipes: list[Pipe], life: int, counts: list[int] | None, error: BaseException | None) -> None:
         self._busy = False
-        if self._over or life != self._life or error is not None:
-            self._discard(pipe)
+        if self._over or life != self._life or counts is None:
+            for pipe in pipes:
+                self._discard(pipe)
             if self._over:
                 self._close()
             elif life == self._life:
                 self._end(error)
-        elif count:
-            self._sender.add(Load(pipe, count, self._done))
         else:
-            self._free.append(pipe)
-            self._end()
+            counts += [0] * (len(pipes) - len(counts))
+            for pipe, count in zip(pipes, counts, strict=True):
+                if count:
+                    self._sender.add(Load(pipe, count, self._done))
+                else:
+                    self._free.append(pipe)
+            if counts[-1] == 0:
+                self._end()
         self._step()
         self._stream.wake()
 

@@ -82,13 +82,8 @@ class LoadSender(wire.Sender):
     def top(self) -> int:
         return self._top
 
-    @property
-    def room(self) -> int:
-        """Bytes that may be added within the window."""
-        return self.limit - self._top
-
     def add(self, load: Load) -> None:
-        """At most `room` long."""
+        """Within the window: not beyond `limit`."""
         self._loads.append(load)
         self._top += load.left
 

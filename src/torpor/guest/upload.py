@@ -17,8 +17,6 @@ from torpor.wire import guest as wire
 
 _TOGETHER = wire.WINDOW // 2
 _PLACE_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_BATCH = 131072
-"""Bytes that are worth a thread's turn while more arrives."""
 Json = dict[str, Any]
 
 
@@ -177,6 +175,8 @@ class Upload:
         receiver = wire.Receiver()
         if request.args.get("window") == wire.WIDE_WINDOW:
             receiver.window = wire.WIDE_WINDOW
+        self._batch = receiver.window // 16 * 7
+        """Bytes that are worth a thread's turn while more arrives; once they are written, new ones are granted."""
         self._stream: Stream = request.stream(receiver=receiver)
         self._stream.on_data = self._take
         self._stream.on_lent = self._take
@@ -199,7 +199,7 @@ class Upload:
                 self._loop.idle(self._at_rest)  # a host that sends little at a time, or stops
             self._pieces.append(data)
             self._waiting += len(data)
-            if self._waiting >= _BATCH:
+            if self._waiting >= self._batch:
                 self._step()
 
     def _end(self) -> None:

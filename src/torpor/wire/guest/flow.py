@@ -126,9 +126,9 @@ class Receiver:
         return first
 
     def consume(self, count: int) -> bool:
-        """`count` bytes were used up; True when a CREDIT should be sent (half the window)."""
+        """`count` bytes were used up; True when a CREDIT should be sent: half the window is used, or as many large frames as are nearly half of it."""
         self.consumed += count
-        return not self.ended and self.limit - self.consumed <= self.window // 2
+        return not self.ended and self.limit - self.consumed <= self.window // 16 * 9
 
     def grant(self, stream: int, generation: int) -> bytes:
         """The CREDIT frame that reopens the window."""
