@@ -100,7 +100,7 @@ async def test_a_key_says_who_made_it(plane: Plane) -> None:
 async def pages_of(client: httpx.AsyncClient, path: str, limit: int = 2) -> list[Any]:
     found, cursor = [], ""
     while True:
-        answer = await client.get(path, params={"limit": limit} | ({"cursor": cursor} if cursor else {}))
+        answer = await client.get(httpx.URL(path).copy_merge_params({"limit": limit} | ({"cursor": cursor} if cursor else {})))
         assert answer.status_code == 200, answer.text
         assert len(answer.json()) <= limit
         found += answer.json()
@@ -114,12 +114,26 @@ async def test_short_lists_come_in_pages_too(plane: Plane) -> None:
     for number in range(4):
         assert (await plane.client.post("/v1/api-keys", json={"name": f"k{number}"})).status_code == 201
         await owner.invite(await person(plane, f"p{number}"), "member")
-    for path, count in (("/v1/api-keys", 2 + 4), (f"/v1/teams/{owner.team_id}/members", 1 + 4)):  # the first start made two keys and a user
-        whole = (await owner.client.get(path)).json()
-        assert len(whole) == count
-        assert await pages_of(owner.client, path) == whole
-        for bad in ("nonsense", "WyJ4Il0=", "4", "é"):
-            assert code(await owner.client.get(path, params={"cursor": bad})) == (400, "invalid_request")
+        assert (await owner.client.post("/v1/teams", json={"name": f"Team {number}"})).status_code == 201
+        await login(plane)
+    found: dict[str, list[Any]] = {}
+    lists = [("/v1/api-keys", 2 + 4), (f"/v1/teams/{owner.team_id}/members", 1 + 4), ("/v1/teams", 1 + 4), ("/v1/me/sessions", 1 + 4)]
+    for path, count in [*lists, ("/v1/users/search?email=p0%40", 1)]:  # the first start made two keys, a user and a team
+        found[path] = (await owner.client.get(path)).json()
+        assert len(found[path]) == count, path
+        assert await pages_of(owner.client, path) == found[path]
+        for bad in ("nonsense", "WyJ4Il0=", "4", "é", "x" * 5001):
+            assert code(await owner.client.get(httpx.URL(path).copy_merge_params({"cursor": bad}))) == (400, "invalid_request")
+    assert found["/v1/teams"][0]["id"] == owner.team_id  # the default one leads, on the first page only
+    assert [each["name"] for each in found["/v1/teams"][1:]] == [f"Team {number}" for number in range(4)]
+
+
+async def test_found_users_come_in_pages(plane: Plane) -> None:
+    owner = await login(plane)
+    for number in (3, 1, 2):
+        await owner.invite(await person(plane, "x", f"x@host{number}.example.org"), "member")
+    path = "/v1/users/search?email=X%40H"
+    assert [each["email"] for each in await pages_of(owner.client, path)] == [f"x@host{number}.example.org" for number in (1, 2, 3)]
 
 
 async def test_the_audit_log_before_a_time(plane: Plane) -> None:

@@ -259,11 +259,8 @@ class AsyncSandboxes:
         self, *, states: Sequence[str] | None = None, template: str | None = None, labels: Mapping[str, str] | None = None, page_size: int = 200
     ) -> AsyncIterator[AsyncSandbox]:
         """All, newest first, fetched in pages; those that have ended only when `states` names their state."""
-        cursor: str | None = None
-        while cursor != "":
-            params = {"state": list(states) if states else None, "template": template, "limit": page_size, "cursor": cursor}
-            params["label"] = [f"{name}={value}" for name, value in labels.items()] if labels else None
-            answer = await self._http.ask("GET", "/v1/capsules", params=params)
-            for each in read_list(SandboxState, answer.tree()):
+        params: dict[str, Any] = {"state": list(states) if states else None, "template": template, "limit": page_size}
+        params["label"] = [f"{name}={value}" for name, value in labels.items()] if labels else None
+        async for tree in self._http.pages("/v1/capsules", params):
+            for each in read_list(SandboxState, tree):
                 yield AsyncSandbox(self._http, each)
-            cursor = answer.headers.get("x-next-cursor", "")

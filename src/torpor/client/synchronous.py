@@ -619,9 +619,9 @@ class Keys:
         """A new key; its secret is in `key`, and is never shown again. Raises ValueError for a time without a zone."""
         return self._portal.run(self._inner.create(name, scopes=scopes, expires_at=expires_at))
 
-    def list(self) -> list[Key]:
-        """Those that were not revoked, newest first."""
-        return self._portal.run(self._inner.list())
+    def list(self, *, page_size: int = 200) -> Iterator[Key]:
+        """Those that were not revoked, newest first, fetched in pages."""
+        return self._portal.iterate(self._inner.list(page_size=page_size))
 
     def revoke(self, key_id: str) -> None:
         """It stops working at once. Raises NotFound."""
