@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from torpor.api.auth import COOKIE, Needs, by_cookie, check_origin, client_of, is_secure
+from torpor.api.auth import Needs, by_cookie, check_origin, client_of, forget_login, give_login
 from torpor.api.native.common import Given, router
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Answer, Body, Text
@@ -134,7 +134,7 @@ def logged_in(request: Request, login: Login) -> Response:
         return JSONResponse(fields | {"token": login.token})
     response = JSONResponse(fields | {"csrf_token": login.session.csrf})
     seconds = int(login.session.expires_at - login.session.created_at)
-    response.set_cookie(COOKIE, login.cookie, max_age=seconds, path="/", secure=is_secure(request), httponly=True, samesite="strict")
+    give_login(request, response, login.cookie, seconds)
     return response
 
 
@@ -184,11 +184,11 @@ async def session(caller: Person, services: Given) -> Response:
 
 
 @account.post("/auth/logout", status_code=204, response_class=Response)
-async def log_out(caller: Person, services: Given) -> Response:
+async def log_out(request: Request, caller: Person, services: Given) -> Response:
     """Ends this login."""
     await services.sessions.end(caller, caller.session_id)
     response = Response(status_code=204)
-    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    forget_login(request, response)
     return response
 
 
@@ -238,7 +238,7 @@ async def delete(request: Request, body: Confirmation, caller: Person, services:
     chores = await services.leaving.delete(caller, body.confirmation)
     done = await services.chores.done(chores, seconds)
     response = Response(status_code=204) if done else JSONResponse({"state": "clearing"}, 202)
-    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    forget_login(request, response)
     return response
 
 
