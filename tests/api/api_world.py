@@ -91,8 +91,10 @@ class AgentSession:
             return self._guest
 
     async def close(self) -> None:
+        """The next need opens another one."""
         if self._guest is not None:
             await self._guest.close()
+            self._guest = None
 
 
 def new_id() -> str:

@@ -60,7 +60,6 @@ class Restartable:
         await self._stack.aclose()
         self._stack = AsyncExitStack()
         await self.host.close()
-        self.host._session = None
 
     async def restart(self) -> None:
         await self.stop()
