@@ -71,6 +71,8 @@ async def test_what_is_detached_has_logs(server: Restartable, box: str, tmp_path
     assert "job" in (await torpor(server, "ps", box)).words
     so_far = await torpor(server, "logs", box, "job")
     assert (so_far.code, so_far.out, so_far.err) == (0, b"first\n", "odd\n")
+    recalled = (await torpor(server, "logs", "--json", box, "job")).tree
+    assert recalled == {"process": "job", "stdout": "first\n", "stderr": "odd\n"}
     async with begun(server, "logs", "-f", box) as following:
         assert following.stdout is not None
         assert await following.stdout.readline() == b"first\n"

@@ -332,6 +332,11 @@ class Commands:
             self._portal, self._portal.run(self._inner.connect(process, stdout_offset=stdout_offset, stderr_offset=stderr_offset, reattach=reattach))
         )
 
+    def logs(self, process: int | str, *, stdout_offset: int = 0, stderr_offset: int = 0, reattach: float = PATIENCE) -> Iterator[Output]:
+        """What the sandbox remembers of a command's output up to now (the last 1 MiB of each stream), from these bytes on; ends when all of it was read, also
+        while the command runs. Raises NotFound, and as `Process.output`."""
+        return self._portal.iterate(self._inner.logs(process, stdout_offset=stdout_offset, stderr_offset=stderr_offset, reattach=reattach))
+
     def list(self, *, ended: bool = False) -> list[ProcessState]:
         """The commands that were started through the API and run; with `ended`, also those that ended, as far as they are remembered."""
         return self._portal.run(self._inner.list(ended=ended))

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 VERSION = 1
-LEVEL = 2
+LEVEL = 3
 """What an agent can do beyond the operations of the first; it says so in its WELCOME, the first ones said nothing. docs/guest-protocol.md lists it."""
 MAGIC = b"\xf5" * 63 + b"\xfa"
 HEADER = struct.Struct("<BBHIQQQ")
