@@ -153,6 +153,14 @@ def _logs(parser: ArgumentParser) -> None:
     reach(parser)
 
 
+def _url(parser: ArgumentParser) -> None:
+    _one(parser)
+    parser.add_argument("port", type=int, metavar="PORT", help="the port that a server in the sandbox listens on")
+    parser.add_argument("--for", dest="seconds", type=int, default=3600, metavar="S", help="seconds that it is good for, at most 7 days (3600)")
+    _quiet(parser, "print the address only")
+    reach(parser)
+
+
 def _templates(parser: ArgumentParser) -> None:
     parser.add_argument("--remove", action="append", default=[], metavar="NAME", help="delete a snapshot of yours; repeatable")
     _quiet(parser, "print names only")
@@ -193,11 +201,12 @@ COMMANDS: tuple[tuple[str, Fill, str], ...] = (
     ("snapshot", _snapshot, "Make a template of a sandbox as it is now, which runs on."),
     ("rollback", _rollback, "Take a sandbox back to a snapshot of it. What it did since is lost."),
     ("kill", _move, "End sandboxes, from any state."),
+    ("url", _url, "Print an address of a sandbox's port that needs no key, for a while."),
     ("templates", _templates, "List what sandboxes start from: the server's templates and snapshots, or, without a server, what is built here."),
     ("keys", _keys, "Make, list and revoke API keys."),
 )
 FAMILY = {
-    **dict.fromkeys(("create", "list", "show", "pause", "resume", "boot", "fork", "snapshot", "rollback", "kill"), "sandboxes"),
+    **dict.fromkeys(("create", "list", "show", "pause", "resume", "boot", "fork", "snapshot", "rollback", "kill", "url"), "sandboxes"),
     **dict.fromkeys(("exec", "shell", "ps", "logs"), "commands"),
     "cp": "copying",
     **dict.fromkeys(("templates", "keys"), "team"),

@@ -1,4 +1,4 @@
-"""`torpor create, list, show, pause, resume, boot, fork, snapshot, rollback, kill`."""
+"""`torpor create, list, show, pause, resume, boot, fork, snapshot, rollback, kill, url`."""
 
 from __future__ import annotations
 
@@ -185,6 +185,20 @@ def rollback(words: Namespace, screen: Screen) -> int:
             screen.document(plain(sandbox.details))
         else:
             lines([sandbox.id])
+        return 0
+
+    return run(words, screen, work)
+
+
+def url(words: Namespace, screen: Screen) -> int:
+    async def work(client: AsyncClient) -> int:
+        made = await (await find(client, words.sandbox)).port_url(words.port, expires_in=words.seconds)
+        if words.json:
+            screen.document(plain(made))
+        else:
+            lines([made.url])
+            if not words.quiet:
+                screen.note(f"Whoever has it can use port {words.port} until {plain(made.expires_at)}.")
         return 0
 
     return run(words, screen, work)

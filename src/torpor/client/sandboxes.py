@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Self, cast
 
-from torpor.client.answers import Event, MetricPoint, SandboxState, Template, read, read_list
+from torpor.client.answers import Event, MetricPoint, PortAddress, SandboxState, Template, read, read_list
 from torpor.client.commands import AsyncCommands
 from torpor.client.errors import BadAnswer, Expired, InvalidState
 from torpor.client.events import AsyncEvents
@@ -185,6 +185,12 @@ class AsyncSandbox:
         """Seconds without use, and seconds from now on, after which `on_timeout` happens; 0 takes one away, None leaves it."""
         body = {name: value for name, value in (("timeout_sec", idle), ("lifetime_sec", lifetime)) if value is not None}
         return self._learn(await self._http.ask("PATCH", self._path, json=body, repeatable=True))
+
+    async def port_url(self, port: int, *, expires_in: int = 3600) -> PortAddress:
+        """A signed address of a port, which needs no key, for so many seconds, at most 7 days. Raises ApiError for others, Conflict where the server has no
+        address for ports, InvalidState for a sandbox that has ended."""
+        answer = await self._http.ask("POST", f"{self._path}/ports/{port}/url", json={"expires_in": expires_in}, repeatable=True)
+        return read(PortAddress, answer.tree())
 
     async def metrics(self, range: Range = "10m") -> list[MetricPoint]:
         """CPU, memory and disk over time; finer the shorter the range."""

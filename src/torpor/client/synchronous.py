@@ -18,6 +18,7 @@ from torpor.client.answers import (
     Key,
     MetricPoint,
     Output,
+    PortAddress,
     ProcessState,
     Result,
     SandboxState,
@@ -235,6 +236,11 @@ class Sandbox:
     def set_timeouts(self, *, idle: int | None = None, lifetime: int | None = None) -> SandboxState:
         """Seconds without use, and seconds from now on, after which `on_timeout` happens; 0 takes one away, None leaves it."""
         return self._portal.run(self._inner.set_timeouts(idle=idle, lifetime=lifetime))
+
+    def port_url(self, port: int, *, expires_in: int = 3600) -> PortAddress:
+        """A signed address of a port, which needs no key, for so many seconds, at most 7 days. Raises ApiError for others, Conflict where the server has no
+        address for ports, InvalidState for a sandbox that has ended."""
+        return self._portal.run(self._inner.port_url(port, expires_in=expires_in))
 
     def metrics(self, range: Range = "10m") -> list[MetricPoint]:
         """CPU, memory and disk over time; finer the shorter the range."""
