@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
-from torpor.cli.console import follow, live, on_terminal, show, size
-from torpor.cli.remote import ago, environment, find, lines, plain, run
+from torpor.apps.console import on_terminal, size
+from torpor.cli.console import follow, live, show
+from torpor.cli.remote import ago, find, lines, plain, run
+from torpor.cli.sandbox_grammar import environment
 from torpor.cli.show import Screen
 from torpor.client.answers import Output
 from torpor.client.asynchronous import AsyncClient

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torpor.model.errors import InvalidInput
 
 Fill = Callable[[ArgumentParser], None]
 
@@ -25,6 +28,19 @@ def pair(text: str) -> tuple[str, str]:
     if not given or not name:
         raise ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def environment(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, or NAME for what this process has. Raises InvalidInput."""
+    found = {}
+    for text in pairs:
+        name, given, value = text.partition("=")
+        if not name or "\0" in text:
+            raise InvalidInput(f"--env {text!r}: NAME=VALUE, or NAME.")
+        if not given and name not in os.environ:
+            raise InvalidInput(f"--env {name}: it is not set here.")
+        found[name] = value if given else os.environ[name]
+    return found
 
 
 def on_or_off(text: str) -> str:

@@ -6,7 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from torpor.cli.remote import ago, each, environment, find, lines, plain, run, slowly
+from torpor.cli.remote import ago, each, find, lines, plain, run, slowly
+from torpor.cli.sandbox_grammar import environment
 from torpor.cli.show import Screen
 from torpor.client.asynchronous import AsyncClient
 from torpor.client.sandboxes import AsyncSandbox
