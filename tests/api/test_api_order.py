@@ -13,6 +13,8 @@ import websockets
 from people_world import login, person
 from plane_world import Plane
 
+from torpor.api import auth
+
 NOBODYS = "cl-" + "0" * 25
 JSON = {"Content-Type": "application/json"}
 
@@ -173,10 +175,11 @@ async def test_the_openapi_file_as_yaml(plane: Plane) -> None:
 SOCKETS = ("exec/stream", "pty", "processes/x/stream")
 
 
-async def refusal(plane: Plane, path: str, headers: dict[str, str]) -> tuple[int, str]:
+async def refusal(plane: Plane, path: str, headers: dict[str, str], first: str = "") -> tuple[int, str]:
+    """`first`: the token in the frame that who is not known by the headers is asked for; '' says nothing."""
     async with websockets.connect(plane.url.replace("http", "ws") + path, additional_headers=headers) as socket:
-        if not headers:
-            await socket.send(json.dumps({"type": "auth", "token": "trp_" + "0" * 40}))
+        if first:
+            await socket.send(json.dumps({"type": "auth", "token": first}))
         frame = json.loads(await socket.recv())
         with pytest.raises(websockets.ConnectionClosed):
             await socket.recv()
@@ -200,13 +203,22 @@ async def test_no_socket_opens_for_who_may_not(plane: Plane) -> None:
         path = f"/v1/capsules/{capsule}/{what}"
         as_admin = path.replace("/v1/", "/v1/admin/")
         for headers in bad:
-            assert await refusal(plane, path, headers) == (4401, "unauthorized"), headers
+            for first in ("trp_" + "0" * 40, f"{stranger.token[:-3]}xyz"):
+                assert await refusal(plane, path, headers, first) == (4401, "unauthorized"), headers
         assert await refusal(plane, path, narrow) == (4403, "forbidden")
         for headers in ({"X-API-Key": plane.other.headers["X-API-Key"]}, {"Authorization": f"Bearer {stranger.token}"}):
             assert await refusal(plane, path, headers) == (4404, "not_found")
             assert await refusal(plane, as_admin, headers) == (4403, "forbidden")
         assert await refusal(plane, as_admin, {"Authorization": f"Bearer {owner.token}"}) == (4404, "not_found")
     assert (await plane.client.get(f"/v1/capsules/{capsule}")).json()["state"] == "running"
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": "trp_" + "0" * 40}], ids=["no key", "a wrong key"])
+async def test_who_says_nothing_is_not_waited_for(plane: Plane, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    capsule = await plane.capsule()
+    monkeypatch.setattr(auth, "AUTH_SECONDS", 0.05)
+    for what in SOCKETS:
+        assert await refusal(plane, f"/v1/capsules/{capsule}/{what}", headers) == (4401, "unauthorized")
 
 
 async def test_a_cookie_changes_nothing_without_its_csrf_token(plane: Plane) -> None:
