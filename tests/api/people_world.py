@@ -53,9 +53,9 @@ async def login(plane: Plane, email: str = ADMIN_EMAIL, password: str = "") -> P
     return _person(plane, email, answer.json())
 
 
-async def person(plane: Plane, name: str) -> Person:
+async def person(plane: Plane, name: str, email: str = "") -> Person:
     """Somebody new, with a team of their own."""
-    email = f"{name}@example.org"
+    email = email or f"{name}@example.org"
     signed_up = await plane.anyone.post("/v1/auth/signup", json={"email": email, "password": PASSWORD, "name": name})
     assert signed_up.status_code == 201, signed_up.text
     answer = await plane.anyone.post("/v1/auth/activate", json={"token": signed_up.json()["activation_token"]})

@@ -247,7 +247,7 @@ async def test_a_proxys_word_counts_only_where_it_is_trusted(careful: Plane, tmp
     async def seen(plane: Plane) -> tuple[str, bool]:
         wish = {"email": "ann@example.org", "password": PASSWORD, "cookie": True}
         answer = await plane.anyone.post("/v1/auth/login", json=wish, headers=said)
-        (newest, *_) = (await plane.stack_client().get("/v1/me/sessions", headers={"Cookie": answer.headers["set-cookie"].split(";")[0]})).json()
+        (newest, *_) = (await plane.stack_client().get("/v1/me/sessions", headers=said | {"Cookie": answer.headers["set-cookie"].split(";")[0]})).json()
         return newest["address"], "secure" in answer.headers["set-cookie"].lower()
 
     assert await seen(careful) == ("127.0.0.1", False)

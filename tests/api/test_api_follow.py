@@ -38,10 +38,12 @@ class Command:
             self.exited.set_result(result)
         self.news.set()
 
-    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Any:
+    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0, present: bool = False) -> Any:
         if exec_id != "p1":
             raise NotFound("No such command.")
         self.attachments.append(Attachment(self, stdout_offset))
+        if present:
+            self.attachments[-1].held = {OUT: range(stdout_offset, len(self.data))}
         return self.attachments[-1]
 
 
@@ -53,6 +55,7 @@ class Attachment:
         self.command = command
         self.offset = offset
         self.detached = False
+        self.held: dict[StreamName, range] = {}
 
     async def output(self) -> AsyncIterator[Output]:
         command = self.command
@@ -72,6 +75,25 @@ class Attachment:
 
     def detach(self) -> None:
         self.detached = True
+
+
+async def test_until_now_is_what_there_was_when_it_was_asked() -> None:
+    hub, command = Hub(), Command()
+    command.say(b"x" * 300_000)
+    first = await hub.join("s", command, "p1")  # type: ignore[arg-type]
+    assert len(await read(first, 100_000)) < 300_000  # it follows, and has not read all
+    asked = await hub.join("s", command, "p1", stdout_offset=10, present=True)  # type: ignore[arg-type]
+    later = await hub.join("s", command, "p1", stdout_offset=300_000, present=True)  # type: ignore[arg-type]
+    command.say(b"later")
+
+    async def until_now(follower: Any) -> int:
+        return sum([len(piece.data) async for piece in follower.until_now()])
+
+    taken, recalled, nothing = await asyncio.gather(read(first, 300_005 - 131_072), until_now(asked), until_now(later))
+    assert (recalled - 299_990 in (0, len(b"later")), nothing) == (True, 0)  # a last piece that goes on beyond is given whole
+    assert taken.endswith(b"later")
+    for each in (first, asked, later):
+        each.leave()
 
 
 async def read(follower: Any, count: int) -> bytes:

@@ -13,6 +13,8 @@ import websockets
 from people_world import login, person
 from plane_world import Plane
 
+from torpor.api import auth
+
 NOBODYS = "cl-" + "0" * 25
 JSON = {"Content-Type": "application/json"}
 
@@ -100,7 +102,7 @@ async def test_a_key_says_who_made_it(plane: Plane) -> None:
 async def pages_of(client: httpx.AsyncClient, path: str, limit: int = 2) -> list[Any]:
     found, cursor = [], ""
     while True:
-        answer = await client.get(path, params={"limit": limit} | ({"cursor": cursor} if cursor else {}))
+        answer = await client.get(httpx.URL(path).copy_merge_params({"limit": limit} | ({"cursor": cursor} if cursor else {})))
         assert answer.status_code == 200, answer.text
         assert len(answer.json()) <= limit
         found += answer.json()
@@ -114,12 +116,26 @@ async def test_short_lists_come_in_pages_too(plane: Plane) -> None:
     for number in range(4):
         assert (await plane.client.post("/v1/api-keys", json={"name": f"k{number}"})).status_code == 201
         await owner.invite(await person(plane, f"p{number}"), "member")
-    for path, count in (("/v1/api-keys", 2 + 4), (f"/v1/teams/{owner.team_id}/members", 1 + 4)):  # the first start made two keys and a user
-        whole = (await owner.client.get(path)).json()
-        assert len(whole) == count
-        assert await pages_of(owner.client, path) == whole
-        for bad in ("nonsense", "WyJ4Il0=", "4", "é"):
-            assert code(await owner.client.get(path, params={"cursor": bad})) == (400, "invalid_request")
+        assert (await owner.client.post("/v1/teams", json={"name": f"Team {number}"})).status_code == 201
+        await login(plane)
+    found: dict[str, list[Any]] = {}
+    lists = [("/v1/api-keys", 2 + 4), (f"/v1/teams/{owner.team_id}/members", 1 + 4), ("/v1/teams", 1 + 4), ("/v1/me/sessions", 1 + 4)]
+    for path, count in [*lists, ("/v1/users/search?email=p0%40", 1)]:  # the first start made two keys, a user and a team
+        found[path] = (await owner.client.get(path)).json()
+        assert len(found[path]) == count, path
+        assert await pages_of(owner.client, path) == found[path]
+        for bad in ("nonsense", "WyJ4Il0=", "4", "é", "x" * 5001):
+            assert code(await owner.client.get(httpx.URL(path).copy_merge_params({"cursor": bad}))) == (400, "invalid_request")
+    assert found["/v1/teams"][0]["id"] == owner.team_id  # the default one leads, on the first page only
+    assert [each["name"] for each in found["/v1/teams"][1:]] == [f"Team {number}" for number in range(4)]
+
+
+async def test_found_users_come_in_pages(plane: Plane) -> None:
+    owner = await login(plane)
+    for number in (3, 1, 2):
+        await owner.invite(await person(plane, "x", f"x@host{number}.example.org"), "member")
+    path = "/v1/users/search?email=X%40H"
+    assert [each["email"] for each in await pages_of(owner.client, path)] == [f"x@host{number}.example.org" for number in (1, 2, 3)]
 
 
 async def test_the_audit_log_before_a_time(plane: Plane) -> None:
@@ -159,10 +175,11 @@ async def test_the_openapi_file_as_yaml(plane: Plane) -> None:
 SOCKETS = ("exec/stream", "pty", "processes/x/stream")
 
 
-async def refusal(plane: Plane, path: str, headers: dict[str, str]) -> tuple[int, str]:
+async def refusal(plane: Plane, path: str, headers: dict[str, str], first: str = "") -> tuple[int, str]:
+    """`first`: the token in the frame that who is not known by the headers is asked for; '' says nothing."""
     async with websockets.connect(plane.url.replace("http", "ws") + path, additional_headers=headers) as socket:
-        if not headers:
-            await socket.send(json.dumps({"type": "auth", "token": "trp_" + "0" * 40}))
+        if first:
+            await socket.send(json.dumps({"type": "auth", "token": first}))
         frame = json.loads(await socket.recv())
         with pytest.raises(websockets.ConnectionClosed):
             await socket.recv()
@@ -186,13 +203,22 @@ async def test_no_socket_opens_for_who_may_not(plane: Plane) -> None:
         path = f"/v1/capsules/{capsule}/{what}"
         as_admin = path.replace("/v1/", "/v1/admin/")
         for headers in bad:
-            assert await refusal(plane, path, headers) == (4401, "unauthorized"), headers
+            for first in ("trp_" + "0" * 40, f"{stranger.token[:-3]}xyz"):
+                assert await refusal(plane, path, headers, first) == (4401, "unauthorized"), headers
         assert await refusal(plane, path, narrow) == (4403, "forbidden")
         for headers in ({"X-API-Key": plane.other.headers["X-API-Key"]}, {"Authorization": f"Bearer {stranger.token}"}):
             assert await refusal(plane, path, headers) == (4404, "not_found")
             assert await refusal(plane, as_admin, headers) == (4403, "forbidden")
         assert await refusal(plane, as_admin, {"Authorization": f"Bearer {owner.token}"}) == (4404, "not_found")
     assert (await plane.client.get(f"/v1/capsules/{capsule}")).json()["state"] == "running"
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": "trp_" + "0" * 40}], ids=["no key", "a wrong key"])
+async def test_who_says_nothing_is_not_waited_for(plane: Plane, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    capsule = await plane.capsule()
+    monkeypatch.setattr(auth, "AUTH_SECONDS", 0.05)
+    for what in SOCKETS:
+        assert await refusal(plane, f"/v1/capsules/{capsule}/{what}", headers) == (4401, "unauthorized")
 
 
 async def test_a_cookie_changes_nothing_without_its_csrf_token(plane: Plane) -> None:

@@ -52,7 +52,7 @@ async def test_public_ports_are_anybodys_and_no_credential_goes_in(proxy: ProxyW
             "X-API-Key": proxy.other_key,
             "E2b-Traffic-Access-Token": tokens.traffic(sandbox),
             "X-Access-Token": tokens.access(sandbox),
-            "Cookie": "torpor_session=aaa; torpor_port=bbb",
+            "Cookie": "torpor_session=aaa; torpor_port=bbb; __Host-torpor_session=ccc",
         }
         signature = tokens.address(sandbox, port, int(time.time()) + 60)
         query = f"?a=1&torpor_signature={signature}&torpor%5Fsignature=again&b=2"

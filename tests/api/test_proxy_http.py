@@ -54,6 +54,7 @@ async def cookies(request: Request) -> Response:
         (b"set-cookie", b"a=1; Domain=example.test; Path=/; HttpOnly"),
         (b"set-cookie", b"b=2; path=/deep"),
         (b"set-cookie", b"torpor_session=stolen; Path=/"),
+        (b"set-cookie", b"__Host-torpor_session=stolen; Path=/; Secure"),
         (b"set-cookie", b"c=3"),
     ]
     return response
@@ -82,7 +83,8 @@ async def test_a_host_name_leads_to_the_port(proxy: ProxyWorld, form: str) -> No
     sandbox = await proxy.sandbox()
     async with asgi(site()) as port:
         host = form.format(port=port, id=sandbox)
-        answer = await proxy.client(host).post("/a%2Fb/ü?x=%20y&&z", content=b"hello", headers={"X-Own": "1", "Cookie": "mine=1; torpor_session=s; b=2"})
+        sent = {"X-Own": "1", "Cookie": "mine=1; torpor_session=s; __Host-torpor_session=t; b=2"}
+        answer = await proxy.client(host).post("/a%2Fb/ü?x=%20y&&z", content=b"hello", headers=sent)
     seen = answer.json()
     assert (seen["method"], seen["path"], seen["query"], seen["bytes"]) == ("POST", "/a%2Fb/%C3%BC", "x=%20y&&z", 5)
     headers = dict(seen["headers"])

@@ -66,14 +66,16 @@ async def test_a_reader_that_leaves_ends_the_command(server: Restartable, box: s
 
 async def test_what_is_detached_has_logs(server: Restartable, box: str, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    script = f"echo first; echo odd >&2; while [ ! -e {gate} ]; do sleep 0.01; done; echo last; exit 5"
+    script = f"echo odd >&2; echo first; while [ ! -e {gate} ]; do sleep 0.01; done; echo last; exit 5"
     assert (await torpor(server, "exec", "-d", "--tag", "job", box, "sh", "-c", script)).words == ["job"]
     assert "job" in (await torpor(server, "ps", box)).words
-    so_far = await torpor(server, "logs", box, "job")
-    assert (so_far.code, so_far.out, so_far.err) == (0, b"first\n", "odd\n")
     async with begun(server, "logs", "-f", box) as following:
         assert following.stdout is not None
         assert await following.stdout.readline() == b"first\n"
+        so_far = await torpor(server, "logs", box, "job")
+        assert (so_far.code, so_far.out, so_far.err) == (0, b"first\n", "odd\n")
+        recalled = (await torpor(server, "logs", "--json", box, "job")).tree
+        assert recalled == {"process": "job", "stdout": "first\n", "stderr": "odd\n"}
         await server.restart()
         gate.touch()
         assert await following.stdout.read() == b"last\n"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from client_world import Restartable
 from command_world import torpor
@@ -47,6 +50,39 @@ async def test_several_at_once_each_with_its_own_answer(server: Restartable) -> 
     assert ambiguous.code == 125
     short = next(n for n in range(3, 25) if not ids[1][3:].startswith(ids[0][3 : 3 + n]))
     assert (await torpor(server, "show", "--json", ids[0][3 : 3 + short])).tree["sandboxes"][0]["id"] == ids[0]
+
+
+async def test_the_address_of_a_port(server: Restartable) -> None:
+    box = (await torpor(server, "create", "-q", "--name", "web")).words[0]
+    hello = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(hello)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as web:
+        port = web.sockets[0].getsockname()[1]
+        done = await torpor(server, "url", "web", str(port), "--for", "60")
+        (address,) = done.words
+        assert done.code == 0 and f"port {port} until" in done.err
+        made = (await torpor(server, "url", "--json", "web", str(port))).tree
+        assert made.keys() == {"url", "expires_at"}
+        host = urlsplit(address).netloc
+        assert host == f"{port}-{box}.localhost:{server.port}"
+        async with httpx.AsyncClient(base_url=server.url, headers={"Host": host}) as anybody:
+            assert (await anybody.get("/")).status_code == 404
+            assert (await anybody.get(f"/?{urlsplit(address).query}")).text == "hello"
+    for words in (
+        ("url", "web", "0"),
+        ("url", "web", "80", "--for", "0"),
+        ("url", "web", "80", "--for", "9999999"),
+        ("url", "web", "x"),
+        ("url", "no-such", "80"),
+    ):
+        refused = await torpor(server, *words)
+        assert (refused.code, refused.out) == (125, b""), words
+    assert (await torpor(server, "url", "-q", "web", "80")).err == ""
 
 
 async def test_keys(server: Restartable) -> None:

@@ -116,6 +116,32 @@ async def test_what_came_before_the_last_mebibyte_is_said_to_be_lost(client: Any
     assert not any(piece.lost for piece in pieces[1:])
 
 
+async def test_logs_end_where_the_command_stands(client: Any, sandbox: Any, server: Restartable, tmp_path: Path) -> None:
+    async def logs(**how: Any) -> list[str]:
+        return [piece.text async for piece in sandbox.commands.logs("talker", **how)]
+
+    gate = tmp_path / "gate"
+    process = await sandbox.commands.start(f"printf 'no line end'; while [ ! -e {gate} ]; do sleep 0.01; done; echo .", tag="talker")
+    assert (await anext(process.output())).text == "no line end"  # somebody follows it
+    assert await logs() == ["no line end"]
+    assert await logs(stdout_offset=3) == ["line end"]
+    assert await logs(stdout_offset=1000) == []
+    await server.restart()
+    assert await logs() == ["no line end"]
+    gate.touch()
+    assert (await process.wait()).stdout == ".\n"
+    assert "".join(await logs()) == "no line end.\n"
+    with pytest.raises(NotFound):
+        [each async for each in sandbox.commands.logs("nobody")]
+
+
+async def test_logs_of_a_flood_end_too(client: Any, sandbox: Any) -> None:
+    left = await sandbox.commands.background(["yes"], tag="flood")
+    pieces = [piece async for piece in sandbox.commands.logs(left.tag)]
+    assert all(piece.data.replace(b"y\n", b"") == b"" for piece in pieces[1:])
+    await sandbox.commands.kill(left.tag)
+
+
 @pytest.mark.parametrize("how", ["restart", "cut"])
 async def test_a_command_is_followed_through_what_happens_to_the_server(client: Any, sandbox: Any, server: Restartable, tmp_path: Path, how: str) -> None:
     """Three times in one command: no byte is lost or doubled."""

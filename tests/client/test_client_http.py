@@ -145,7 +145,7 @@ async def test_a_file_that_ends_early_is_no_file() -> None:
 async def test_nobody_there() -> None:
     async with AsyncClient("http://127.0.0.1:1", "trp_x", retries=1) as client:
         with pytest.raises(Unreachable):
-            await client.keys.list()
+            [each async for each in client.keys.list()]
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://x", "http://", "http://user:pass@x", "http://x?y"])

@@ -81,11 +81,13 @@ async def test_what_is_refused_has_its_type(client: Any, sandbox: Any) -> None:
 async def test_keys_audit_events_and_figures(client: Any, sandbox: Any, server: Any) -> None:
     key = await client.keys.create("ci", scopes=["sandboxes:read"], expires_at=datetime.now(UTC) + timedelta(days=1))
     assert key.key.startswith("trp_") and key.scopes == ("sandboxes:read",)
-    assert key.id in [each.id for each in await client.keys.list()]
+    everything = [each.id async for each in client.keys.list()]
+    assert key.id in everything and len(everything) > 1
+    assert [each.id async for each in client.keys.list(page_size=1)] == everything
     await client.keys.revoke(key.id)
     async with open_face("async", server.url, key.key) as revoked:
         with pytest.raises(Unauthorized):
-            await revoked.keys.list()
+            [each async for each in revoked.keys.list()]
     entries = [each async for each in client.audit.list(page_size=1)]
     assert {"create", "revoke"} <= {each.action for each in entries if each.resource_type == "api_key"}
     names = [each.name for each in await sandbox.events()]

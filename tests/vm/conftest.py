@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from vm_world import NewHome, build_images, new_home, open_engine, remove_home
+from vm_world import NewHome, build_images, new_home, open_engine, remove_home, settings
 
 from torpor.apps.engine import Engine
 from torpor.host.agent import CreateSpec
@@ -43,6 +43,17 @@ def images_home() -> Iterator[Path]:
     with ThreadPoolExecutor() as threads:
         found = dict(zip(expected, threads.map(lambda path: whole_digest(path) if path.name == "disk.ext4" else block_digest(path), expected), strict=True))
     assert found == expected
+
+
+@pytest.fixture(scope="session")
+def interpreter_home(images_home: Path) -> Path:
+    """The same home, with the code interpreter's template built."""
+    engine = Engine(settings(images_home))
+    try:
+        asyncio.run(engine.images.ensure(["code-interpreter-v1"], lambda *_: None))
+    finally:
+        engine.processes.close()
+    return images_home
 
 
 def template_disks(home: Path) -> dict[Path, str]:

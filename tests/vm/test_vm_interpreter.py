@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from pathlib import Path
 
 import pytest
 from interpreter_vm import request, run_code, text
-from vm_world import settings, shell
+from vm_world import shell
 
 from torpor.apps.engine import Engine
 from torpor.host.agent import CreateSpec
@@ -23,17 +22,6 @@ pytestmark = pytest.mark.timeout(1800)
 NAME, ALIAS = "code-interpreter-v1", "code-runner-beta"
 SHAPE = Shape(1, 512, 4096)
 DRAW = "import random, ssl, numpy\n[random.random(), float(numpy.random.rand()), ssl.RAND_bytes(8).hex()]"
-
-
-@pytest.fixture(scope="module")
-def interpreter_home(images_home: Path) -> Path:
-    """The home with the template built."""
-    engine = Engine(settings(images_home))
-    try:
-        asyncio.run(engine.images.ensure([NAME], lambda *_: None))
-    finally:
-        engine.processes.close()
-    return images_home
 
 
 @pytest.fixture

@@ -23,16 +23,16 @@ from cli_world import ENDED, Terminal, end, left, served, settle, started
 from e2b_sdk_world import PYTHON_VERSIONS, python_package
 from net_world import World, make_world
 from test_vm_network import answer
-from up_world import OF_THE_SERVER, up
+from up_world import free_port, serving, up
 
 import published
+from listings import CLIENT_SAYS, blocks, client_program
 from torpor.net.resolver import parse_resolvers
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 CHECKOUT = Path(__file__).parents[2]
-README = (CHECKOUT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = blocks("README.md")
 LINES = [line.partition(" #")[0].rstrip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 LISTINGS = [text for kind, text in BLOCKS if kind == "python"]
 FIRST_BYTES_OF_TLS = b"\x16\x03"
@@ -192,8 +192,7 @@ def test_the_readmes_code_interpreter(home: Path, tmp_path: Path) -> None:
     """The first run builds the template, and boots it once."""
     built = subprocess.run(["bash", "-c", INTERPRETER], cwd=CHECKOUT, env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, timeout=1200)
     assert built.returncode == 0, built
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     with serving(home, *SERVE_TLS.replace("3943", port).split()[2:]):
         variables = exported(E2B[2:], home, ("3943", port))
         packages = published.from_pypi("e2b-code-interpreter-2.11.5", "e2b-code-interpreter==2.11.5")
@@ -201,23 +200,19 @@ def test_the_readmes_code_interpreter(home: Path, tmp_path: Path) -> None:
         assert (int(length) > 1000, words) == (True, "characters of PNG\n")
 
 
-@contextlib.contextmanager
-def serving(home: Path, *words: str) -> Iterator[str]:
-    """A server on the shared home, of which nothing is left there."""
-    try:
-        with started(home, "serve", *words) as process:
-            yield served(process)
-            assert end(process) == 0
-    finally:
-        for pattern in OF_THE_SERVER:
-            for path in home.glob(pattern):
-                path.unlink()
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with make_world(tmp_path) as made:
         yield made
+
+
+def test_the_python_clients_examples(home: Path, tmp_path: Path) -> None:
+    """docs/client.md's, against a server as a user starts it."""
+    with serving(home, "--port", "0") as url:
+        variables = environment(home) | {"TORPOR_URL": url, "TORPOR_API_KEY": (home / "first-key").read_text().strip()}
+        (tmp_path / "example.py").write_text(client_program())
+        done = subprocess.run([sys.executable, tmp_path / "example.py"], env=variables, capture_output=True, text=True, timeout=ENDED * 4, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, CLIENT_SAYS, "")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from torpor.api.dialect import Dialects, dialect_of
 from torpor.api.e2b import ROUTERS as E2B_ROUTERS
 from torpor.api.e2b.envd.app import PORT as ENVD_PORT
 from torpor.api.e2b.envd.app import make_envd
-from torpor.api.e2b.errors import E2B
+from torpor.api.e2b.errors import E2B, has_path
 from torpor.api.errors import row_of
 from torpor.api.follow import Hub
 from torpor.api.middleware import Bounds, Context, Faults, Meters, Paths, request_id_of
@@ -44,6 +44,7 @@ from torpor.api.native import (
     teams,
 )
 from torpor.api.openapi import document
+from torpor.api.origins import AnyOrigin
 from torpor.api.proxy.app import make_proxy
 from torpor.api.proxy.headers import Smuggling, single
 from torpor.api.reach import Reach
@@ -96,6 +97,7 @@ def make_app(services: Services, reach: Reach | None = None, inner: Mapping[int,
     app.add_middleware(Bounds, limit=BODY_LIMIT, exceptions=_LIMITS)
     app.add_middleware(Paths)
     app.add_middleware(Faults)
+    app.add_middleware(AnyOrigin, claims=has_path)
     app.add_middleware(Dialects, dialects=(E2B,))
     app.add_middleware(Context, meters=app.state.meters)
     inner = {ENVD_PORT: make_envd(services, app.state.hub)} | dict(inner or {})

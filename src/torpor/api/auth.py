@@ -3,7 +3,7 @@
     X-API-Key: trp_...                       a team's key
     Authorization: Bearer <token>            a login's token (a key is taken here too)
     Cookie: torpor_session=<token>           the same token in a browser: a request that changes something also needs the X-CSRF-Token that the login gave,
-                                             and an Origin that is ours
+                                             and an Origin that is ours. Over TLS the name begins with __Host-, see session_of
 
 Everything under /v1/admin is for administrators, and acts for the platform's team there. That a person is one is read from the records each time.
 
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request, WebSocket
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 
 from torpor.api.middleware import request_id_of
 from torpor.api.services import Services
@@ -37,6 +38,8 @@ from torpor.service.sessions import Client
 log = Log()
 
 COOKIE = "torpor_session"
+HOST_COOKIE = f"__Host-{COOKIE}"
+"""Browsers take this name only from the very host it goes back to, over TLS, for the whole host (RFC 6265bis, section 4.1.3.2)."""
 ADMIN = "/v1/admin/"
 AUTH_SECONDS = 5.0
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -112,7 +115,7 @@ async def authenticate(connection: HTTPConnection, *, ticket: bool = False) -> C
         return await _by_token(connection, token.strip())
     if ticket and (given := connection.query_params.get("ticket")):
         return await access.by_ticket(given)
-    if cookie := connection.cookies.get(COOKIE):
+    if cookie := session_of(connection):
         logged_in = await access.by_session(cookie)
         connection.scope["state"] |= {"caller": logged_in.caller, "by_cookie": True}
         _check_browser(connection, logged_in)
@@ -136,6 +139,30 @@ def _check_browser(connection: HTTPConnection, logged_in: LoggedIn) -> None:
         return
     if not hmac.compare_digest(connection.headers.get("x-csrf-token", "").encode(), logged_in.csrf.encode()):
         raise Forbidden("The X-CSRF-Token is missing or wrong.")
+
+
+def cookie_name(connection: HTTPConnection) -> str:
+    """By which name a browser keeps its login with us. Over TLS one that no neighbour under the same domain can set; over plain HTTP browsers refuse that."""
+    return HOST_COOKIE if is_secure(connection) else COOKIE
+
+
+def session_of(connection: HTTPConnection) -> str:
+    """The login in the cookie; '' for none. Over TLS the plain name counts for nothing. One that is there twice is none: a page of a neighbour, such as a
+    sandbox's, may have set one of the same name for the whole domain, and nobody can tell which is whose."""
+    wanted = cookie_name(connection)
+    pairs = [pair.strip(" \t").partition("=") for header in connection.headers.getlist("cookie") for pair in header.split(";")]
+    found = [value for name, _, value in pairs if name == wanted]
+    return found[0] if len(found) == 1 else ""
+
+
+def give_login(connection: HTTPConnection, response: Response, secret: str, seconds: int) -> None:
+    """In the browser, out of the reach of scripts and of other hosts."""
+    response.set_cookie(cookie_name(connection), secret, max_age=seconds, path="/", secure=is_secure(connection), httponly=True, samesite="strict")
+
+
+def forget_login(connection: HTTPConnection, response: Response) -> None:
+    """In the browser: it forgets the cookie."""
+    response.delete_cookie(cookie_name(connection), path="/", secure=is_secure(connection), httponly=True, samesite="strict")
 
 
 def check_origin(connection: HTTPConnection) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from weakref import WeakValueDictionary
 
 from torpor.model.errors import GuestLost, TooLarge, TorporError
@@ -42,16 +43,17 @@ class Hub:
         feed = self._feeds[key] = Feed(self, key, process)
         return feed.add(0, 0)
 
-    async def join(self, sandbox_id: str, guest: Guest, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Follower:
-        """Follows a command from these bytes of its streams on, as far as its ring still has them. Raises NotFound, GuestLost."""
+    async def join(self, sandbox_id: str, guest: Guest, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0, present: bool = False) -> Follower:
+        """Follows a command from these bytes of its streams on, as far as its ring still has them; with `present` it can be told when it has seen what there
+        was when it joined (Follower.until_now). Raises NotFound, GuestLost."""
         key = (sandbox_id, guest.generation, exec_id)
         async with self._turns.setdefault(key, asyncio.Lock()):
             feed = self._feeds.get(key)
             if feed is not None:
-                return await feed.join(guest, stdout_offset, stderr_offset)
-            process = await guest.attach(exec_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+                return await feed.join(guest, stdout_offset, stderr_offset, present)
+            process = await guest.attach(exec_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset, present=present)
             feed = self._feeds[key] = Feed(self, key, process)
-            return feed.add(stdout_offset, stderr_offset)
+            return feed.add(stdout_offset, stderr_offset, process.held)
 
     async def listen(self, sandbox_id: str, guest: Guest, exec_id: str, *, stdout_offset: int, stderr_offset: int) -> Follower:
         """Follows a command from now on where others do already, else from these bytes of its streams. Raises as join."""
@@ -82,15 +84,16 @@ class Feed:
         self._passed = {StreamName.STDOUT: 0, StreamName.STDERR: 0}
         self._task = asyncio.create_task(self._pump(), name=f"feed-{key[2]}")
 
-    def add(self, stdout_offset: int, stderr_offset: int) -> Follower:
+    def add(self, stdout_offset: int, stderr_offset: int, held: Mapping[StreamName, range] | None = None) -> Follower:
         follower = Follower(self, stdout_offset, stderr_offset)
+        follower.held = held or {}
         self._followers.append(follower)
         return follower
 
     def listen(self) -> Follower:
         return self.add(self._passed[StreamName.STDOUT], self._passed[StreamName.STDERR])
 
-    async def join(self, guest: Guest, stdout_offset: int, stderr_offset: int) -> Follower:
+    async def join(self, guest: Guest, stdout_offset: int, stderr_offset: int, present: bool) -> Follower:
         """Attaches anew from these offsets; who follows already drops what it has seen. One at a time."""
         self._task.cancel()  # offers nothing more from here on
         follower = self.add(stdout_offset, stderr_offset)
@@ -101,7 +104,9 @@ class Feed:
                 self.key[2],
                 stdout_offset=min(position[StreamName.STDOUT] for position in seen),
                 stderr_offset=min(position[StreamName.STDERR] for position in seen),
+                present=present,
             )
+            follower.held = self.process.held
         except BaseException as error:
             self._end(error if isinstance(error, TorporError) else GuestLost("The attachment was interrupted."))
             raise
@@ -164,6 +169,8 @@ class Follower:
         self._arrived = asyncio.Event()
         self._result: Exited | TorporError | None = None
         self.positions = {StreamName.STDOUT: stdout_offset, StreamName.STDERR: stderr_offset}
+        self.held: Mapping[StreamName, range] = {}
+        self._asked = dict(self.positions)
 
     @property
     def pid(self) -> int:
@@ -193,7 +200,7 @@ class Follower:
             self._result = result
         self._arrived.set()
 
-    async def output(self) -> AsyncIterator[Output]:
+    async def output(self) -> AsyncGenerator[Output]:
         """Pieces in order until the command's streams ended. Raises GuestLost, TooLarge (too slow, see above)."""
         while True:
             while self._pieces:
@@ -207,6 +214,19 @@ class Follower:
             await self._arrived.wait()
         if isinstance(self._result, TorporError):
             raise self._result
+
+    async def until_now(self) -> AsyncIterator[Output]:
+        """As output, and ends when all has been given that there was when this follower joined, with `present`."""
+        left = {name for name, held in self.held.items() if max(self._asked[name], held.start) < held.stop}
+        if not left:
+            return
+        async with aclosing(self.output()) as pieces:
+            async for piece in pieces:
+                yield piece
+                if piece.offset + len(piece.data) >= self.held[piece.stream].stop:
+                    left.discard(piece.stream)
+                if not left:
+                    return
 
     async def wait(self) -> Exited:
         """How it ended; after `output` has."""

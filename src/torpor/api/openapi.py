@@ -8,12 +8,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from torpor.api.auth import COOKIE, Needs
+from torpor.api.auth import COOKIE, HOST_COOKIE, Needs
 
 _SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A team's API key."},
     "bearer": {"type": "http", "scheme": "bearer", "description": "A login's token, or an API key."},
-    "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A browser's login; changing requests need X-CSRF-Token too."},
+    "cookie": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": f"A browser's login, over TLS as {HOST_COOKIE}; changing requests need X-CSRF-Token too.",
+    },
 }
 _ABOUT = """Runs untrusted code in microVMs that sleep and wake in milliseconds.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -339,6 +339,7 @@ class LocalProcess:
         self._exited: asyncio.Future[Exited] = asyncio.get_running_loop().create_future()
         self.exec_id = ""
         self.pid = 0
+        self.held: Mapping[StreamName, range] = {}  # nobody here attaches with `present`
 
     def started(self, number: int, result: Header) -> None:
         self._number, self.exec_id, self.pid = number, result["exec"], result["pid"]

@@ -8,17 +8,14 @@ the agent (or find the next), attach where the output broke off, and nobody noti
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import signal
-import termios
-import threading
-import tty
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torpor.apps.console import SIGNALS, Stdin, on_terminal, raw, size, write_all
 from torpor.apps.engine import Engine
 from torpor.apps.local import AgentGone, LocalClient, LocalServer, find_tagged
 from torpor.apps.settings import Settings
@@ -32,8 +29,6 @@ from torpor.ports.images import Progress
 
 TAG = "torpor run"
 """Tells our command from others in the sandbox, when the answer that named it was lost."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STDIN_PIECE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +201,7 @@ class _Session:
         self._asked = False
         self._exec_id = ""
         self._offsets = {StreamName.STDOUT: 0, StreamName.STDERR: 0}
-        self._stdin: _Stdin | None = None
+        self._stdin: _Feed | None = None
         self._process: GuestProcess | None = None
         self._exited: Exited | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -266,13 +261,13 @@ class _Session:
 
     async def _follow(self, process: GuestProcess, terminal: Terminal | None) -> Exited:
         if self._stdin is None:
-            self._stdin = _Stdin()
+            self._stdin = _Feed()
         loop = asyncio.get_running_loop()
         if terminal is not None:
             loop.add_signal_handler(signal.SIGWINCH, lambda: self._beside(_resize(process)))
             if _terminal_size() != terminal:
                 self._beside(_resize(process))
-        feeding = asyncio.create_task(self._stdin.feed(process))
+        feeding = asyncio.create_task(self._stdin.to(process))
         self._process = process
         if self.interrupted:
             await process.kill_tree()
@@ -291,59 +286,27 @@ class _Session:
         if self._spec.capture:
             (self._result.stdout if stream is StreamName.STDOUT else self._result.stderr).extend(data)
         else:
-            await asyncio.to_thread(_write_all, 1 if stream is StreamName.STDOUT else 2, data)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    """Raises BrokenPipeError when nobody reads any more; a terminal that hung up says EIO."""
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(fd, view) :]
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise BrokenPipeError(error.errno, error.strerror) from error
-        raise
+            await asyncio.to_thread(write_all, 1 if stream is StreamName.STDOUT else 2, data)
 
 
 async def _resize(process: GuestProcess) -> None:
     await process.resize(_terminal_size())
 
 
-class _Stdin:
-    """Our standard input, read by a thread of its own (a regular file or a slow terminal cannot be waited for otherwise), one piece ahead of what
-    the guest takes."""
+class _Feed:
+    """Our standard input on its way to the command, over all who are its agent meanwhile: what one of them did not take the next one gets."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
-        self._room = threading.Semaphore(4)
+        self._source = Stdin()
         self._left = b""
-        threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
-    def _read(self) -> None:
-        while True:
-            self._room.acquire()
-            try:
-                data = os.read(0, STDIN_PIECE)
-            except OSError:
-                data = b""
-            try:
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, data)
-            except RuntimeError:
-                return
-            if not data:
-                return
-
-    async def feed(self, process: GuestProcess) -> None:
+    async def to(self, process: GuestProcess) -> None:
         """Passes pieces on until the end of input. A command that no longer reads is no error of ours."""
         while True:
+            self._left = self._left or await self._source.next()
             if not self._left:
-                self._left = await self._pieces.get()
-                self._room.release()
-                if not self._left:
-                    await process.close_stdin()
-                    return
+                await process.close_stdin()
+                return
             try:
                 await process.write(self._left)
             except (GuestOSError, NotFound):
@@ -351,30 +314,20 @@ class _Stdin:
             self._left = b""
 
 
-class _console:  # noqa: N801 - reads as a function at its one use
-    """With a terminal on both ends: raw mode inside, the old mode afterwards, and the guest gets a PTY of the same size. Else nothing."""
-
-    def __init__(self, spec: RunSpec) -> None:
-        self._on = not spec.capture and os.isatty(0) and os.isatty(1)
-        self._before: list[object] = []
-
-    def __enter__(self) -> Terminal | None:
-        if not self._on:
-            return None
-        self._before = termios.tcgetattr(0)
-        tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is not thrown away
-        return _terminal_size()
-
-    def __exit__(self, *_: object) -> None:
-        if self._on:
-            with suppress(termios.error):  # it has hung up
-                termios.tcsetattr(0, termios.TCSADRAIN, self._before)  # type: ignore[arg-type]
+@contextmanager
+def _console(spec: RunSpec) -> Iterator[Terminal | None]:
+    """With a terminal on both ends: raw mode inside, and the guest gets a PTY of the same size. Else nothing."""
+    if spec.capture or not on_terminal():
+        yield None
+        return
+    with raw():
+        yield _terminal_size()
 
 
 def _terminal_size() -> Terminal:
     """Raises OSError when it has hung up."""
-    size = os.get_terminal_size(1)
-    return Terminal(size.lines, size.columns)
+    columns, rows = size()
+    return Terminal(rows, columns)
 
 
 def _start_time() -> int:

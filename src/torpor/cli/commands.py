@@ -6,19 +6,21 @@ import asyncio
 import os
 import shlex
 from argparse import Namespace
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
-from torpor.cli.console import follow, live, on_terminal, show, size
-from torpor.cli.remote import ago, environment, find, lines, plain, run
+from torpor.apps.console import on_terminal, size
+from torpor.cli.console import follow, live, show
+from torpor.cli.remote import ago, find, lines, plain, run
+from torpor.cli.sandbox_grammar import environment
 from torpor.cli.show import Screen
+from torpor.client.answers import Output
 from torpor.client.asynchronous import AsyncClient
 from torpor.client.sandboxes import AsyncSandbox
 from torpor.model.errors import InvalidInput, NotFound
 
 LOGIN_SHELL = ("/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l; exec sh -l")
-QUIET_SECONDS = 1.0
-"""A command that runs and has said nothing for so long has told `torpor logs` all that it had said."""
 
 
 def exec_(words: Namespace, screen: Screen) -> int:
@@ -145,20 +147,19 @@ async def _output(sandbox: AsyncSandbox, words: Namespace, screen: Screen) -> in
         latest = max(known, key=lambda each: (each.started_at, each.pid))
         wanted = latest.tag or str(latest.pid)
     kept = {"stdout": bytearray(), "stderr": bytearray()}
-    async with await sandbox.commands.connect(wanted) as process:
-        pieces = process.output()
-        while True:
-            try:
-                async with asyncio.timeout(None if words.follow else QUIET_SECONDS):
-                    piece = await anext(pieces, None)
-            except TimeoutError:
-                break
-            if piece is None:
-                break
+
+    async def take(pieces: AsyncIterator[Output]) -> None:
+        async for piece in pieces:
             if words.json:
                 kept[piece.stream] += piece.data
             else:
                 await show(piece, screen)
+
+    if words.follow:
+        async with await sandbox.commands.connect(wanted) as process:
+            await take(process.output())
+    else:
+        await take(sandbox.commands.logs(wanted))
     if words.json:
         screen.document({"process": wanted} | {name: data.decode(errors="replace") for name, data in kept.items()})
     return 0

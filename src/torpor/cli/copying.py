@@ -14,7 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
-from torpor.cli.console import PIECE, write_all
+from torpor.apps.console import PIECE, write_all
 from torpor.cli.remote import find, run
 from torpor.cli.show import Screen
 from torpor.client.answers import FileState

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,9 @@ from typing import Any
 from torpor import __version__
 from torpor.cli.completion import completion
 from torpor.cli.grammar import parse
-from torpor.cli.sandbox_grammar import FAMILY
+from torpor.cli.sandbox_grammar import FAMILY, environment
 from torpor.cli.show import Screen, fail
 from torpor.log import configure
-from torpor.model.errors import InvalidInput
 
 
 def _apps(name: str) -> Any:
@@ -37,7 +35,7 @@ def _run(words: Namespace, screen: Screen) -> int:
         template=words.template,
         shape=_shape(screen, words.vcpus, words.memory, words.disk),
         network=importlib.import_module("torpor.model.sandbox").NetworkMode(words.net),
-        env=_environment(words.env),
+        env=environment(words.env),
         workdir=words.workdir,
         user=words.user,
         timeout=words.timeout,
@@ -121,18 +119,6 @@ def _shape(screen: Screen, vcpus: int, memory: int, disk: int) -> Any:
     if (shape.vcpus, shape.memory_mib) != (vcpus, memory):
         screen.note(f"Rounded up to {shape}.")
     return shape
-
-
-def _environment(pairs: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, given, value = pair.partition("=")
-        if not name or "\0" in pair:
-            raise InvalidInput(f"--env {pair!r}: NAME=VALUE, or NAME.")
-        if not given and name not in os.environ:
-            raise InvalidInput(f"--env {name}: it is not set here.")
-        found[name] = value if given else os.environ[name]
-    return found
 
 
 def _perform(arguments: Sequence[str]) -> int:

@@ -186,19 +186,6 @@ def ago(moment: datetime | None) -> str:
     return f"{seconds} s ago"
 
 
-def environment(pairs: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, or NAME for what this process has. Raises InvalidInput."""
-    found = {}
-    for text in pairs:
-        name, given, value = text.partition("=")
-        if not name or "\0" in text:
-            raise InvalidInput(f"--env {text!r}: NAME=VALUE, or NAME.")
-        if not given and name not in os.environ:
-            raise InvalidInput(f"--env {name}: it is not set here.")
-        found[name] = value if given else os.environ[name]
-    return found
-
-
 def lines(items: Sequence[str]) -> None:
     """For scripts: one a line."""
     sys.stdout.write("".join(f"{item}\n" for item in items))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torpor.model.errors import InvalidInput
 
 Fill = Callable[[ArgumentParser], None]
 
@@ -25,6 +28,19 @@ def pair(text: str) -> tuple[str, str]:
     if not given or not name:
         raise ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def environment(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, or NAME for what this process has. Raises InvalidInput."""
+    found = {}
+    for text in pairs:
+        name, given, value = text.partition("=")
+        if not name or "\0" in text:
+            raise InvalidInput(f"--env {text!r}: NAME=VALUE, or NAME.")
+        if not given and name not in os.environ:
+            raise InvalidInput(f"--env {name}: it is not set here.")
+        found[name] = value if given else os.environ[name]
+    return found
 
 
 def on_or_off(text: str) -> str:
@@ -153,6 +169,14 @@ def _logs(parser: ArgumentParser) -> None:
     reach(parser)
 
 
+def _url(parser: ArgumentParser) -> None:
+    _one(parser)
+    parser.add_argument("port", type=int, metavar="PORT", help="the port that a server in the sandbox listens on")
+    parser.add_argument("--for", dest="seconds", type=int, default=3600, metavar="S", help="seconds that it is good for, at most 7 days (3600)")
+    _quiet(parser, "print the address only")
+    reach(parser)
+
+
 def _templates(parser: ArgumentParser) -> None:
     parser.add_argument("--remove", action="append", default=[], metavar="NAME", help="delete a snapshot of yours; repeatable")
     _quiet(parser, "print names only")
@@ -193,11 +217,12 @@ COMMANDS: tuple[tuple[str, Fill, str], ...] = (
     ("snapshot", _snapshot, "Make a template of a sandbox as it is now, which runs on."),
     ("rollback", _rollback, "Take a sandbox back to a snapshot of it. What it did since is lost."),
     ("kill", _move, "End sandboxes, from any state."),
+    ("url", _url, "Print an address of a sandbox's port that needs no key, for a while."),
     ("templates", _templates, "List what sandboxes start from: the server's templates and snapshots, or, without a server, what is built here."),
     ("keys", _keys, "Make, list and revoke API keys."),
 )
 FAMILY = {
-    **dict.fromkeys(("create", "list", "show", "pause", "resume", "boot", "fork", "snapshot", "rollback", "kill"), "sandboxes"),
+    **dict.fromkeys(("create", "list", "show", "pause", "resume", "boot", "fork", "snapshot", "rollback", "kill", "url"), "sandboxes"),
     **dict.fromkeys(("exec", "shell", "ps", "logs"), "commands"),
     "cp": "copying",
     **dict.fromkeys(("templates", "keys"), "team"),

@@ -1,4 +1,4 @@
-"""`torpor create, list, show, pause, resume, boot, fork, snapshot, rollback, kill`."""
+"""`torpor create, list, show, pause, resume, boot, fork, snapshot, rollback, kill, url`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from torpor.cli.remote import ago, each, environment, find, lines, plain, run, slowly
+from torpor.cli.remote import ago, each, find, lines, plain, run, slowly
+from torpor.cli.sandbox_grammar import environment
 from torpor.cli.show import Screen
 from torpor.client.asynchronous import AsyncClient
 from torpor.client.sandboxes import AsyncSandbox
@@ -185,6 +186,20 @@ def rollback(words: Namespace, screen: Screen) -> int:
             screen.document(plain(sandbox.details))
         else:
             lines([sandbox.id])
+        return 0
+
+    return run(words, screen, work)
+
+
+def url(words: Namespace, screen: Screen) -> int:
+    async def work(client: AsyncClient) -> int:
+        made = await (await find(client, words.sandbox)).port_url(words.port, expires_in=words.seconds)
+        if words.json:
+            screen.document(plain(made))
+        else:
+            lines([made.url])
+            if not words.quiet:
+                screen.note(f"Whoever has it can use port {words.port} until {plain(made.expires_at)}.")
         return 0
 
     return run(words, screen, work)

@@ -56,7 +56,7 @@ def keys(words: Namespace, screen: Screen) -> int:
         return 0
 
     async def show(client: AsyncClient) -> int:
-        found = await client.keys.list()
+        found = [each async for each in client.keys.list()]
         if words.json:
             screen.document({"keys": [plain(key) for key in found]})
         else:

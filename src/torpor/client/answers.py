@@ -105,6 +105,14 @@ class Background:
 
 
 @dataclass(frozen=True, slots=True)
+class PortAddress:
+    """Opens one port of a sandbox to whoever has it, until it expires."""
+
+    url: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class FileState:
     """A file. `kind`: file, directory, symlink or other. `mode`: the permission bits. `raw_path` (base64) is there for names that are no UTF-8."""
 

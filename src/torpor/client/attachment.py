@@ -65,6 +65,7 @@ class Attachment(ABC):
         self._moved = asyncio.Condition()
         self._exit: Exit | None = None
         self._failure: ClientError | None = None
+        self._all_told = False  # until=now: that was all
         self._pump: asyncio.Task[None] | None = None
         self._offsets = {"stdout": 0, "stderr": 0}
         self._sent = 0  # bytes of input, over all connections
@@ -235,6 +236,9 @@ class Attachment(ABC):
                 case "exit":
                     await self._end(exited=_exit_of(frame))
                     return
+                case "now":
+                    await self._end(all_told=True)
+                    return
                 case "error":
                     error = await _refused(socket, frame)
                     if _passing(error) or error.status == 413:  # too slow a reader begins again from where it stands
@@ -271,9 +275,9 @@ class Attachment(ABC):
             self._moved.notify_all()
             await self._moved.wait_for(lambda: self._held < HELD_BYTES)
 
-    async def _end(self, *, exited: Exit | None = None, failure: ClientError | None = None) -> None:
+    async def _end(self, *, exited: Exit | None = None, failure: ClientError | None = None, all_told: bool = False) -> None:
         async with self._moved:
-            self._exit, self._failure = self._exit or exited, self._failure or failure
+            self._exit, self._failure, self._all_told = self._exit or exited, self._failure or failure, self._all_told or all_told
             self._moved.notify_all()
         self._connected.set()
 
@@ -281,7 +285,7 @@ class Attachment(ABC):
 
     @property
     def _over(self) -> bool:
-        return self._exit is not None or self._failure is not None
+        return self._exit is not None or self._failure is not None or self._all_told
 
     async def pieces(self) -> AsyncIterator[Output]:
         """Pieces in order until the end. Raises what ended the conversation before the command ended."""
@@ -294,7 +298,7 @@ class Attachment(ABC):
                 self._held -= len(piece.data)
                 self._moved.notify_all()
             yield piece
-        if self._exit is None and self._failure is not None:
+        if self._exit is None and not self._all_told and self._failure is not None:
             raise self._failure
 
     async def _ended(self) -> Exit:

@@ -47,8 +47,19 @@ class AsyncProcess(Attachment):
     unless the command said more than 1 MiB meanwhile (`Output.lost`). If input was under way then, the command is killed and InputLost raised.
     """
 
-    def __init__(self, http: Http, sandbox_id: str, start: Mapping[str, Any] | None, selector: str, offsets: tuple[int, int], patience: float) -> None:
+    def __init__(
+        self,
+        http: Http,
+        sandbox_id: str,
+        start: Mapping[str, Any] | None,
+        selector: str,
+        offsets: tuple[int, int],
+        patience: float,
+        *,
+        until: str = "",
+    ) -> None:
         super().__init__(http, sandbox_id, patience)
+        self._until = until
         self._first = start
         self._selector = selector
         self._offsets = {"stdout": offsets[0], "stderr": offsets[1]}
@@ -66,6 +77,7 @@ class AsyncProcess(Attachment):
 
     async def _resume(self) -> ClientConnection:
         where = f"stdout_offset={self._offsets['stdout']}&stderr_offset={self._offsets['stderr']}"
+        where += f"&until={self._until}" if self._until else ""
         return await self._dial(f"/processes/{segment(self.tag or self._selector)}/stream?{where}&encoding=base64")
 
     def _output(self, frame: dict[str, Any]) -> Output | None:
@@ -213,6 +225,15 @@ class AsyncCommands:
         too. Raises NotFound."""
         found = AsyncProcess(self._http, self._sandbox_id, None, str(process), (stdout_offset, stderr_offset), reattach)
         return await found.begin(attach=True)
+
+    async def logs(self, process: int | str, *, stdout_offset: int = 0, stderr_offset: int = 0, reattach: float = PATIENCE) -> AsyncIterator[Output]:
+        """What the sandbox remembers of a command's output up to now (the last 1 MiB of each stream), from these bytes on; ends when all of it was read, also
+        while the command runs. Raises NotFound, and as `AsyncProcess.output`."""
+        offsets = (stdout_offset, stderr_offset)
+        async with await AsyncProcess(self._http, self._sandbox_id, None, str(process), offsets, reattach, until="now").begin(attach=True) as found:
+            async with aclosing(cast("Any", found.pieces())) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def list(self, *, ended: bool = False) -> list[ProcessState]:
         """The commands that were started through the API and run; with `ended`, also those that ended, as far as they are remembered."""

@@ -65,6 +65,7 @@ from torpor.client.answers import (
     Key,
     MetricPoint,
     Output,
+    PortAddress,
     ProcessState,
     Result,
     SandboxState,

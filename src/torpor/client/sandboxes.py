@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Self, cast
 
-from torpor.client.answers import Event, MetricPoint, SandboxState, Template, read, read_list
+from torpor.client.answers import Event, MetricPoint, PortAddress, SandboxState, Template, read, read_list
 from torpor.client.commands import AsyncCommands
 from torpor.client.errors import BadAnswer, Expired, InvalidState
 from torpor.client.events import AsyncEvents
@@ -186,6 +186,12 @@ class AsyncSandbox:
         body = {name: value for name, value in (("timeout_sec", idle), ("lifetime_sec", lifetime)) if value is not None}
         return self._learn(await self._http.ask("PATCH", self._path, json=body, repeatable=True))
 
+    async def port_url(self, port: int, *, expires_in: int = 3600) -> PortAddress:
+        """A signed address of a port, which needs no key, for so many seconds, at most 7 days. Raises ApiError for others, Conflict where the server has no
+        address for ports, InvalidState for a sandbox that has ended."""
+        answer = await self._http.ask("POST", f"{self._path}/ports/{port}/url", json={"expires_in": expires_in}, repeatable=True)
+        return read(PortAddress, answer.tree())
+
     async def metrics(self, range: Range = "10m") -> list[MetricPoint]:
         """CPU, memory and disk over time; finer the shorter the range."""
         tree = (await self._http.ask("GET", f"{self._path}/metrics", params={"range": range})).tree()
@@ -259,11 +265,8 @@ class AsyncSandboxes:
         self, *, states: Sequence[str] | None = None, template: str | None = None, labels: Mapping[str, str] | None = None, page_size: int = 200
     ) -> AsyncIterator[AsyncSandbox]:
         """All, newest first, fetched in pages; those that have ended only when `states` names their state."""
-        cursor: str | None = None
-        while cursor != "":
-            params = {"state": list(states) if states else None, "template": template, "limit": page_size, "cursor": cursor}
-            params["label"] = [f"{name}={value}" for name, value in labels.items()] if labels else None
-            answer = await self._http.ask("GET", "/v1/capsules", params=params)
-            for each in read_list(SandboxState, answer.tree()):
+        params: dict[str, Any] = {"state": list(states) if states else None, "template": template, "limit": page_size}
+        params["label"] = [f"{name}={value}" for name, value in labels.items()] if labels else None
+        async for tree in self._http.pages("/v1/capsules", params):
+            for each in read_list(SandboxState, tree):
                 yield AsyncSandbox(self._http, each)
-            cursor = answer.headers.get("x-next-cursor", "")

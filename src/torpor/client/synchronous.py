@@ -18,6 +18,7 @@ from torpor.client.answers import (
     Key,
     MetricPoint,
     Output,
+    PortAddress,
     ProcessState,
     Result,
     SandboxState,
@@ -236,6 +237,11 @@ class Sandbox:
         """Seconds without use, and seconds from now on, after which `on_timeout` happens; 0 takes one away, None leaves it."""
         return self._portal.run(self._inner.set_timeouts(idle=idle, lifetime=lifetime))
 
+    def port_url(self, port: int, *, expires_in: int = 3600) -> PortAddress:
+        """A signed address of a port, which needs no key, for so many seconds, at most 7 days. Raises ApiError for others, Conflict where the server has no
+        address for ports, InvalidState for a sandbox that has ended."""
+        return self._portal.run(self._inner.port_url(port, expires_in=expires_in))
+
     def metrics(self, range: Range = "10m") -> list[MetricPoint]:
         """CPU, memory and disk over time; finer the shorter the range."""
         return self._portal.run(self._inner.metrics(range))
@@ -331,6 +337,11 @@ class Commands:
         return Process(
             self._portal, self._portal.run(self._inner.connect(process, stdout_offset=stdout_offset, stderr_offset=stderr_offset, reattach=reattach))
         )
+
+    def logs(self, process: int | str, *, stdout_offset: int = 0, stderr_offset: int = 0, reattach: float = PATIENCE) -> Iterator[Output]:
+        """What the sandbox remembers of a command's output up to now (the last 1 MiB of each stream), from these bytes on; ends when all of it was read, also
+        while the command runs. Raises NotFound, and as `Process.output`."""
+        return self._portal.iterate(self._inner.logs(process, stdout_offset=stdout_offset, stderr_offset=stderr_offset, reattach=reattach))
 
     def list(self, *, ended: bool = False) -> list[ProcessState]:
         """The commands that were started through the API and run; with `ended`, also those that ended, as far as they are remembered."""
@@ -619,9 +630,9 @@ class Keys:
         """A new key; its secret is in `key`, and is never shown again. Raises ValueError for a time without a zone."""
         return self._portal.run(self._inner.create(name, scopes=scopes, expires_at=expires_at))
 
-    def list(self) -> list[Key]:
-        """Those that were not revoked, newest first."""
-        return self._portal.run(self._inner.list())
+    def list(self, *, page_size: int = 200) -> Iterator[Key]:
+        """Those that were not revoked, newest first, fetched in pages."""
+        return self._portal.iterate(self._inner.list(page_size=page_size))
 
     def revoke(self, key_id: str) -> None:
         """It stops working at once. Raises NotFound."""

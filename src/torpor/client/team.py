@@ -20,12 +20,9 @@ class AsyncTemplates:
 
     async def list(self, *, type: Literal["base", "snapshot"] | None = None, page_size: int = 200) -> AsyncIterator[Template]:
         """All, newest first, fetched in pages."""
-        cursor: str | None = None
-        while cursor != "":
-            answer = await self._http.ask("GET", "/v1/snapshots", params={"type": type, "limit": page_size, "cursor": cursor})
-            for each in read_list(Template, answer.tree()):
+        async for tree in self._http.pages("/v1/snapshots", {"type": type, "limit": page_size}):
+            for each in read_list(Template, tree):
                 yield each
-            cursor = answer.headers.get("x-next-cursor", "")
 
     async def get(self, name: str) -> Template:
         """By name or id. Raises NotFound."""
@@ -52,9 +49,11 @@ class AsyncKeys:
         headers = {"Idempotency-Key": secrets.token_hex(16)}
         return read(Key, (await self._http.ask("POST", "/v1/api-keys", json=body, headers=headers, repeatable=True)).tree())
 
-    async def list(self) -> list[Key]:
-        """Those that were not revoked, newest first."""
-        return read_list(Key, (await self._http.ask("GET", "/v1/api-keys")).tree())
+    async def list(self, *, page_size: int = 200) -> AsyncIterator[Key]:
+        """Those that were not revoked, newest first, fetched in pages."""
+        async for tree in self._http.pages("/v1/api-keys", {"limit": page_size}):
+            for each in read_list(Key, tree):
+                yield each
 
     async def revoke(self, key_id: str) -> None:
         """It stops working at once. Raises NotFound."""

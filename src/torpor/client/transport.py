@@ -147,6 +147,14 @@ class Http:
 
         return await self._repeated(once, again)
 
+    async def pages(self, path: str, params: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """The JSON of a list's pages, each asked for when the one before was taken. Raises as `ask`."""
+        cursor: str | None = None
+        while cursor != "":
+            answer = await self.ask("GET", path, params={**params, "cursor": cursor})
+            yield answer.tree()
+            cursor = answer.headers.get("x-next-cursor", "")
+
     async def upload(self, path: str, content: AsyncIterator[bytes], *, params: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         """Sends a body as it comes, once: what was read of it is gone."""
         with translated():

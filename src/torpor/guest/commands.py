@@ -229,7 +229,9 @@ class Commands:
                 earlier.conversation.send(wire.encode(wire.CLOSE, earlier.number, earlier.conversation.generation))
             starts.append(output.ring.attach(offset))
         command.listen(request)
-        request.reply(exec_id=command.exec_id, pid=command.pid, starts=starts, exited=command.exited, stdin=command.input.fd >= 0, terminal=command.terminal)
+        tops = [output.ring.top for output in command.outputs]
+        about = {"exec_id": command.exec_id, "pid": command.pid, "exited": command.exited, "terminal": command.terminal}
+        request.reply(**about, starts=starts, tops=tops, stdin=command.input.fd >= 0)
         for output in command.outputs:
             receiver = wire.Receiver() if output.channel == wire.MAIN else None
             stream = request.stream(output.channel, sender=output.ring, receiver=receiver)
@@ -240,7 +242,10 @@ class Commands:
 
     def attach(self, request: Request) -> None:
         args = request.args
-        self._attach(request, self._find(args), [int(args.get("stdout", 0)), int(args.get("stderr", 0))])
+        command = self._find(args)
+        for output in command.outputs:
+            output.catch_up()
+        self._attach(request, command, [int(args.get("stdout", 0)), int(args.get("stderr", 0))])
 
     def resumed(self, conversation: Conversation) -> None:
         """After a reconnect: says again what may have been lost."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torpor.guestlink import convert
 from torpor.guestlink.errors import reply_error
 from torpor.guestlink.streams import Stream
 from torpor.model.errors import GuestError, GuestLost, GuestProtocolError, InvalidInput
@@ -26,14 +27,6 @@ _RECONNECT_TRIES = 10
 _RECONNECT_SECONDS = 10.0
 _MOST_REPEATS = 3
 _ACKS = 64
-
-
-def _starts(fields: Json) -> list[int]:
-    """Where the guest's bytes begin on each stream of a request."""
-    starts = fields.get("starts", [])
-    if not isinstance(starts, list) or not all(isinstance(s, int) and 0 <= s < wire.MAX_OFFSET for s in starts):
-        raise wire.ProtocolError("starts that are no offsets")
-    return starts
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -284,7 +277,7 @@ class Channel:
             self._repeated(id_)
             return
         error = reply_error(fields)
-        for stream, start in zip(request.streams, _starts(fields), strict=False):
+        for stream, start in zip(request.streams, convert.offsets(fields, "starts"), strict=False):
             stream.begin_at(start)
         del self._pending[id_]
         self._ack(id_)

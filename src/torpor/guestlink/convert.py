@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torpor.model.sandbox import Identity
 from torpor.ports.guest import Details, ExecSpec, Exited, FileInfo, FileKind, Metrics, ProcessInfo, Quiesced, Reached, Wake, WatchEvent, WatchKind
-from torpor.wire.guest import ProtocolError
+from torpor.wire.guest import MAX_OFFSET, ProtocolError
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -26,6 +26,14 @@ def get(fields: Json, name: str, kind: type[T]) -> T:
 
 def optional(fields: Json, name: str, kind: type[T]) -> T | None:
     return None if fields.get(name) is None else get(fields, name, kind)
+
+
+def offsets(fields: Json, name: str) -> list[int]:
+    """Of bytes in streams; none where there is no such field."""
+    found = fields.get(name, [])
+    if not isinstance(found, list) or not all(type(each) is int and 0 <= each < MAX_OFFSET for each in found):
+        raise ProtocolError(f"{name} that are no offsets")
+    return found
 
 
 def exec_args(spec: ExecSpec) -> Json:

@@ -63,7 +63,9 @@ class RemoteGuest:
             raise InvalidInput("A command needs at least its name.")
         return await begin(self._channel, "exec", convert.exec_args(spec))
 
-    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0) -> RemoteProcess:
+    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0, present: bool = False) -> RemoteProcess:
+        if present and self._level < 3:
+            return await older.attach(self, exec_id, stdout_offset, stderr_offset)
         return await begin(self._channel, "attach", {"exec_id": exec_id, "stdout": stdout_offset, "stderr": stderr_offset})
 
     async def processes(self) -> Sequence[ProcessInfo]:

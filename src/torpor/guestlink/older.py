@@ -1,4 +1,4 @@
-"""What agents of the first level (wire.LEVEL) cannot do in one request, done in several: not at once, and with more events for who watches."""
+"""What agents of the first levels (wire.LEVEL) cannot do in one request, done in several: not at once, and with more events for who watches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import posixpath
 import stat
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torpor.model.errors import GuestOSError
 from torpor.ports.guest import Details, FileInfo, FileKind, Guest, Reached
+from torpor.wire.guest import MAX_OFFSET
+
+if TYPE_CHECKING:
+    from torpor.guestlink.guest import RemoteGuest
+    from torpor.guestlink.process import RemoteProcess
 
 _FORMATS = {FileKind.FILE: stat.S_IFREG, FileKind.DIRECTORY: stat.S_IFDIR, FileKind.SYMLINK: stat.S_IFLNK, FileKind.OTHER: 0}
 
@@ -55,6 +61,15 @@ async def rewrite_file(guest: Guest, path: str, source: AsyncIterator[bytes] | b
     for name, value in attributes.items():
         await guest.set_xattr(path, name, value)
     return await guest.stat(path)
+
+
+async def attach(guest: RemoteGuest, exec_id: str, stdout_offset: int, stderr_offset: int) -> RemoteProcess:
+    """What there is ends where an attachment behind everything begins. What a command says between the two may push out of a full ring what others, who
+    follow it slowly, have not taken: they are told that it is lost."""
+    behind = await guest.attach(exec_id, stdout_offset=MAX_OFFSET - 1, stderr_offset=MAX_OFFSET - 1)
+    process = await guest.attach(exec_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+    process.end_held_at(behind.starts)
+    return process
 
 
 async def _exists(guest: Guest, path: str) -> bool:

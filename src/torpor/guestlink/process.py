@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from torpor.guestlink import convert
@@ -65,6 +65,9 @@ class RemoteProcess:
         self._arrival.set()
         if reply.get("exited") is not None:
             ending.event({"exited": reply["exited"]})
+        self.starts = convert.offsets(reply, "starts")
+        self.held: Mapping[StreamName, range] = {}
+        self.end_held_at(convert.offsets(reply, "tops"))
 
     @property
     def exec_id(self) -> str:
@@ -73,6 +76,10 @@ class RemoteProcess:
     @property
     def pid(self) -> int:
         return self._pid
+
+    def end_held_at(self, tops: Sequence[int]) -> None:
+        """What there was of each stream ended there."""
+        self.held = {name: range(start, top) for name, start, top in zip(StreamName, self.starts, tops, strict=False)}
 
     async def output(self) -> AsyncIterator[Output]:
         while True:

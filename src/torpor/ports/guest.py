@@ -97,6 +97,12 @@ class GuestProcess(Protocol):
     @property
     def pid(self) -> int: ...
 
+    @property
+    def held(self) -> Mapping[StreamName, range]:
+        """Which bytes of each stream there were to read when it was attached with `present`: all that the command had written by then, as far as the ring
+        still had it, from the attach point on. Without `present` it may be empty."""
+        ...
+
     def output(self) -> AsyncIterator[Output]:
         """Pieces in order from the attach point on, until both streams ended. One consumer. Back-pressure reaches the command once the ring is full
         and a consumer
@@ -274,8 +280,9 @@ class Guest(Protocol):
         cwd, EACCES)."""
         ...
 
-    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0) -> GuestProcess:
-        """Attaches to a command, replaying what its ring holds from the offsets on. An earlier attachment ends. Raises NotFound."""
+    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0, present: bool = False) -> GuestProcess:
+        """Attaches to a command, replaying what its ring holds from the offsets on. An earlier attachment ends. `present`: what there is now is to be told
+        from what comes (GuestProcess.held). Raises NotFound."""
         ...
 
     async def processes(self) -> Sequence[ProcessInfo]: ...

@@ -201,10 +201,6 @@ class Teams(Protocol):
         """Newest first, deleted ones too; `offset` leaves out so many."""
         ...
 
-    async def shared(self, user_id: str, other_id: str) -> bool:
-        """Whether both are members of a team."""
-        ...
-
 
 class Users(Protocol):
     async def add(self, user: User) -> None:
@@ -222,8 +218,9 @@ class Users(Protocol):
         """For one that was never active; others keep their record, with status DELETED."""
         ...
 
-    async def search(self, prefix: str, limit: int = 10) -> Sequence[User]:
-        """Active ones whose e-mail address begins so."""
+    async def search(self, prefix: str, *, seen_by: str, cursor: str = "", limit: int = 10) -> Page[User]:
+        """Active ones whose e-mail address begins so, in the order of the addresses: those who share a team with the user `seen_by`, and the one whose whole
+        address it is. Raises InvalidInput for a foreign cursor."""
         ...
 
     async def list(self, *, cursor: str = "", limit: int = 100) -> Page[User]: ...

@@ -84,9 +84,7 @@ class Keys:
         _demand_standing(caller)
         now = self._context.now()
         async with self._context.store.write() as records:
-            before = await records.keys.get(caller.team_id, key_id)
-            if before is None or before.revoked_at is not None:
-                raise NotFound("There is no such key.")
+            before = await _valid(records, caller, key_id)
             await records.keys.rename(caller.team_id, key_id, name.strip() or UNNAMED)
             await self._tell(records, caller, replace(before, name=name), "rename", AuditStatus.SUCCESS, now)
         self._access.forget()
@@ -96,9 +94,7 @@ class Keys:
         _demand_standing(caller)
         now = self._context.now()
         async with self._context.store.write() as records:
-            before = await records.keys.get(caller.team_id, key_id)
-            if before is None or before.revoked_at is not None:
-                raise NotFound("There is no such key.")
+            before = await _valid(records, caller, key_id)
             await records.keys.revoke(caller.team_id, key_id, now)
             await self._tell(records, caller, before, "revoke", AuditStatus.WARNING, now)
         self._access.forget()
@@ -117,3 +113,11 @@ def _demand_standing(caller: Caller) -> None:
     """Raises Forbidden for a person who is neither owner nor admin of the team; a key has been judged by its scopes."""
     if caller.user_id and caller.role not in (Role.OWNER, Role.ADMIN):
         raise Forbidden("Keys are for the team's owners and admins.")
+
+
+async def _valid(records: Records, caller: Caller, key_id: str) -> ApiKey:
+    """Raises NotFound for one that is unknown, another team's or revoked."""
+    key = await records.keys.get(caller.team_id, key_id)
+    if key is None or key.revoked_at is not None:
+        raise NotFound("There is no such key.")
+    return key

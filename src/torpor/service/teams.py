@@ -13,12 +13,12 @@ A deleted team is gone at once: its keys and logins end with it. What it had is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torpor.model.errors import AccountReason, AccountRefused, Forbidden, InvalidInput, NotFound
 from torpor.model.records import PLATFORM_TEAM, Actor, AuditEntry, AuditStatus, Chore, ChoreKind, Event, Member, Role, Team, User, UserStatus
 from torpor.ports.bus import Notice
-from torpor.ports.records import Records
+from torpor.ports.records import Page, Records
 from torpor.service import tries
 from torpor.service.admission import HOLD
 from torpor.service.audit import of_platform
@@ -33,14 +33,6 @@ MOST_TEAMS = 100
 MOST_MEMBERS = 1000
 _ALL = (Role.OWNER, Role.ADMIN, Role.MEMBER)
 _HEADS = (Role.OWNER, Role.ADMIN)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A user found by e-mail address."""
-
-    user_id: str
-    email: str
 
 
 class Teams:
@@ -150,16 +142,14 @@ class Teams:
             await self._part(records, caller, team_id, caller.user_id, "leave", AuditStatus.INFO, now)
         await self._told_of_parting(team_id, caller.user_id)
 
-    async def search(self, caller: Caller, email: str) -> Sequence[Found]:
+    async def search(self, caller: Caller, email: str, *, cursor: str = "", limit: int = 10) -> Page[User]:
         """Active users by the beginning of their address: those who share a team with the caller, and whoever is named in full. Raises InvalidInput,
-        RateLimited."""
+        also for a foreign cursor, RateLimited."""
         if len(email) < 3 or "@" not in email or len(email) > 254:
             raise InvalidInput("An address is searched by 3 characters or more, with the @.")
         await self._guard.take(of_account(tries.SEARCH, caller.user_id))
         async with self._context.store.read() as records:
-            found = await records.users.search(email, 50)
-            seen = [user for user in found if user.email.casefold() == email.casefold() or await records.teams.shared(caller.user_id, user.id)]
-        return [Found(user.id, user.email) for user in seen[:10]]
+            return await records.users.search(email, seen_by=caller.user_id, cursor=cursor, limit=limit)
 
     # -- what they share -------------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ async def newest_first(
     if cursor:
         after = cursors.decode(of, cursor, [kind for _, kind in key])
         if oldest_first:
-            statement = statement.where(tuple_(*columns) > tuple_(*after))
+            statement = statement.where(columns[0] > after[0] if len(columns) == 1 else tuple_(*columns) > tuple_(*after))
         else:
             statement = statement.where(columns[0] < after[0] if len(columns) == 1 else tuple_(*columns) < tuple_(*after))
     statement = statement.add_columns(*(column.label(f"page_{column.name}") for column in columns))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Table, and_, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Table, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from torpor.model.errors import Conflict, NotFound
 from torpor.model.records import Limits, Member, Role, Team, TeamSummary, User, UserStatus, UserSummary
@@ -59,18 +59,11 @@ _SUMMARIES = select(
     select(func.count()).where(tables.channels.c.team_id == _T.id).scalar_subquery().label("of_channels"),
 ).join_from(tables.teams, tables.users, _U.id == _FIRST_OWNER, isouter=True)
 _OTHERS = tables.members.alias("others")
-_SHARED = select(exists().where(and_(_M.user_id == bindparam("one"), _OTHERS.c.user_id == bindparam("other"), _OTHERS.c.team_id == _M.team_id)))
 
 _ADD_USER = insert(tables.users)
 _USER = select(*USER.columns).where(_U.id == bindparam("id"))
 _BY_EMAIL = select(*USER.columns).where(_U.email_key == bindparam("email"))
 _UPDATE_USER = update(tables.users).where(_U.id == bindparam("which"))
-_SEARCH = (
-    select(*USER.columns)
-    .where(_U.email_key >= bindparam("first"), _U.email_key < bindparam("end"), _U.status == UserStatus.ACTIVE.value)
-    .order_by(_U.email_key)
-    .limit(bindparam("most"))
-)
 _OF_THEIRS = and_(_M.user_id == _U.id, _M.team_id == _T.id, _T.deleted_at.is_(None))
 _USER_SUMMARIES = select(
     *USER.columns,
@@ -145,10 +138,6 @@ class TeamRows:
 
         return await newest_first(self._db, "teams", _SUMMARIES.offset(offset), ((_T.created_at, float), (_T.id, str)), cursor, limit, summary)
 
-    async def shared(self, user_id: str, other_id: str) -> bool:
-        (row,) = await self._db.fetch(_SHARED, {"one": user_id, "other": other_id})
-        return bool(row[0])
-
     async def _demand(self, changed: int, what: str) -> None:
         if not changed:
             raise NotFound(f"No such {what}.")
@@ -181,10 +170,13 @@ class UserRows:
     async def remove(self, user_id: str) -> None:
         await self._db.change(delete(tables.users).where(_U.id == user_id))
 
-    async def search(self, prefix: str, limit: int = 10) -> Sequence[User]:
+    async def search(self, prefix: str, *, seen_by: str, cursor: str = "", limit: int = 10) -> Page[User]:
         first = prefix.casefold()
-        rows = await self._db.fetch(_SEARCH, {"first": first, "end": first + "\U0010ffff", "most": limit})
-        return [USER.record(row) for row in rows]
+        of_a_team = exists().where(_M.user_id == seen_by, _OTHERS.c.user_id == _U.id, _OTHERS.c.team_id == _M.team_id)
+        statement = select(*USER.columns).where(
+            _U.email_key >= first, _U.email_key < first + "\U0010ffff", _U.status == UserStatus.ACTIVE.value, or_(_U.email_key == first, of_a_team)
+        )
+        return await newest_first(self._db, "found-users", statement, ((_U.email_key, str),), cursor, limit, USER.record, oldest_first=True)
 
     async def list(self, *, cursor: str = "", limit: int = 100) -> Page[User]:
         return await newest_first(self._db, "users", select(*USER.columns), ((_U.created_at, float), (_U.id, str)), cursor, limit, USER.record)

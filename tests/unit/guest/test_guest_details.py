@@ -136,6 +136,23 @@ async def test_an_exact_watch_tells_moves_out_and_what_was_there_already(guest: 
         assert (event.kind, event.path, event.new_path) == (WatchKind.RENAMED, "d", "")
 
 
+async def test_an_attachment_knows_what_there_is(leveled: RemoteGuest) -> None:
+    script = "seq 1 200000; echo odd >&2; echo ready; read x; echo more"
+    first = await leveled.exec(ExecSpec(["sh", "-c", script], stdin=True, output_limit=65536))
+    heard = b""
+    async for piece in first.output():
+        heard += piece.data if piece.stream is StreamName.STDOUT else b""
+        if heard.endswith(b"ready\n"):
+            break
+    again = await leveled.attach(first.exec_id, present=True)
+    out, err = (again.held[name] for name in StreamName)
+    assert (out.stop, err) == (len(heard), range(4)) and 0 < out.start < out.stop, "what the ring dropped is not there"
+    nothing = await leveled.attach(first.exec_id, stdout_offset=len(heard), stderr_offset=10, present=True)
+    assert [len(held) for held in nothing.held.values()] == [0, 0]
+    await nothing.write(b"\n")
+    assert [(piece.offset, piece.data) async for piece in nothing.output()] == [(len(heard), b"more\n")]
+
+
 async def test_input_without_an_attachment(guest: RemoteGuest) -> None:
     process = await guest.exec(ExecSpec(["cat"], stdin=True))
     process.detach()

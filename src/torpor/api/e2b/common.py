@@ -131,17 +131,6 @@ def stamp(at: float | None) -> str:
     return datetime.fromtimestamp(whole // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{whole % 1_000_000:06d}Z"
 
 
-def moment(text: str, name: str) -> float:
-    """Raises InvalidInput."""
-    try:
-        at = datetime.fromisoformat(text)
-        if at.tzinfo is not None:
-            return at.timestamp()
-    except (ValueError, OverflowError):
-        pass
-    raise InvalidInput(f"{name}: {text[:40]!r} is no time such as 2030-01-31T12:00:00Z.")
-
-
 def uuid_of(inner: str) -> str:
     """An id of ours, where E2B's clients take nothing but a UUID."""
     return str(UUID(int=int(inner, 36) & ((1 << 128) - 1)))

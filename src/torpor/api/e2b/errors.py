@@ -116,15 +116,23 @@ def plain(status: int, code: str, message: str, request_id: str, headers: Mappin
 _SANDBOXES = ("sandboxes", "snapshots", "templates", "default-templates", "v2", "v3")
 _ACCOUNT = ("api-keys", "teams", "access-tokens", "volumes", "volumecontent", "secrets", "nodes", "events")
 _FIRST = frozenset(_SANDBOXES + _ACCOUNT)
-_OTHERS = frozenset(("v1", "api", "docs", "openapi.json", "metrics", "health"))
+_OTHERS = frozenset(("v1", "api", "docs", "openapi.json", "openapi.yaml", "metrics", "health"))
+
+
+def has_path(scope: Scope) -> bool:
+    """Whether the path is one that this dialect has, and no other."""
+    return _first(scope) in _FIRST
+
+
+def _first(scope: Scope) -> str:
+    return str(scope["path"].split("/", 2)[1]) if scope["path"].startswith("/") else ""
 
 
 def claims(scope: Scope) -> bool:
     """By the path; what neither dialect has, by its key or the name that E2B's clients give the API."""
-    first = scope["path"].split("/", 2)[1] if scope["path"].startswith("/") else ""
-    if first in _FIRST:
+    if has_path(scope):
         return True
-    if first in _OTHERS:
+    if _first(scope) in _OTHERS:
         return False
     return any((name == b"host" and value.startswith(b"api.")) or (name == b"x-api-key" and value.startswith(b"e2b_")) for name, value in scope["headers"])
 

@@ -12,10 +12,11 @@ from urllib.parse import unquote_plus
 from fastapi import Query
 from starlette.responses import JSONResponse, Response
 
-from torpor.api.e2b.common import Given, Reader, limit_of, moment, router
+from torpor.api.e2b.common import Given, Reader, limit_of, router
 from torpor.api.e2b.references import parse
 from torpor.api.e2b.state import BY_NAME, RUNNING, listed
 from torpor.api.services import Services
+from torpor.api.times import moment
 from torpor.model.errors import InvalidInput, NotFound
 from torpor.model.records import Sandbox, SandboxState
 from torpor.ports.records import SandboxFilter
@@ -48,7 +49,7 @@ async def list_v2(
         states=_states(state or []),
         template=template_id,
         labels=pairs(metadata or ""),
-        since=moment(startedAfter, "startedAfter") if startedAfter is not None else None,
+        since=moment("startedAfter", startedAfter) if startedAfter is not None else None,
         oldest_first=order == "asc",
     )
     page = await services.sandboxes.list(caller, wanted, cursor=nextToken, limit=length)

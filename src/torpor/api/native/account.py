@@ -13,10 +13,11 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from torpor.api.auth import COOKIE, Needs, by_cookie, check_origin, client_of, is_secure
+from torpor.api.auth import Needs, by_cookie, check_origin, client_of, forget_login, give_login
 from torpor.api.native.common import Given, router
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Answer, Body, Text
+from torpor.api.native.pages import Cursor, Limit, page, part
 from torpor.api.native.wait import QUICK, bound
 from torpor.model.records import Session
 from torpor.service.caller import Caller
@@ -133,7 +134,7 @@ def logged_in(request: Request, login: Login) -> Response:
         return JSONResponse(fields | {"token": login.token})
     response = JSONResponse(fields | {"csrf_token": login.session.csrf})
     seconds = int(login.session.expires_at - login.session.created_at)
-    response.set_cookie(COOKIE, login.cookie, max_age=seconds, path="/", secure=is_secure(request), httponly=True, samesite="strict")
+    give_login(request, response, login.cookie, seconds)
     return response
 
 
@@ -183,11 +184,11 @@ async def session(caller: Person, services: Given) -> Response:
 
 
 @account.post("/auth/logout", status_code=204, response_class=Response)
-async def log_out(caller: Person, services: Given) -> Response:
+async def log_out(request: Request, caller: Person, services: Given) -> Response:
     """Ends this login."""
     await services.sessions.end(caller, caller.session_id)
     response = Response(status_code=204)
-    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    forget_login(request, response)
     return response
 
 
@@ -237,7 +238,7 @@ async def delete(request: Request, body: Confirmation, caller: Person, services:
     chores = await services.leaving.delete(caller, body.confirmation)
     done = await services.chores.done(chores, seconds)
     response = Response(status_code=204) if done else JSONResponse({"state": "clearing"}, 202)
-    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    forget_login(request, response)
     return response
 
 
@@ -249,9 +250,10 @@ async def change_password(body: NewPassword, caller: Person, services: Given) ->
 
 
 @account.get("/me/sessions", response_model=list[LoginRecord])
-async def sessions(caller: Person, services: Given) -> Response:
+async def sessions(request: Request, caller: Person, services: Given, cursor: Cursor = "", limit: Limit = 1000) -> Response:
     """The user's logins, newest first."""
-    return JSONResponse([_session(one, caller) for one in await services.sessions.list(caller)])
+    found = part("logins", await services.sessions.list(caller), lambda one: (one.created_at, one.id), cursor, limit)
+    return page(request, [_session(one, caller) for one in found.items], found.next)
 
 
 def _session(one: Session, caller: Caller) -> dict[str, Any]:
@@ -275,7 +277,14 @@ async def end_session(session_id: Annotated[str, Path(description="A login's id.
 
 
 @account.get("/users/search", response_model=list[FoundUser])
-async def search(caller: Person, services: Given, email: Annotated[str, Query(max_length=254, description="The beginning of it, with the @.")]) -> Response:
-    """Users by e-mail address: those who share a team with the caller, and whoever is named in full."""
-    found = await services.teams.search(caller, email)
-    return JSONResponse([{"user_id": show(Prefix.USER, one.user_id), "email": one.email} for one in found])
+async def search(
+    request: Request,
+    caller: Person,
+    services: Given,
+    email: Annotated[str, Query(max_length=254, description="The beginning of it, with the @.")],
+    cursor: Cursor = "",
+    limit: Limit = 10,
+) -> Response:
+    """Users by e-mail address, in the order of the addresses: those who share a team with the caller, and whoever is named in full."""
+    found = await services.teams.search(caller, email, cursor=cursor, limit=limit)
+    return page(request, [{"user_id": show(Prefix.USER, one.id), "email": one.email} for one in found.items], found.next)

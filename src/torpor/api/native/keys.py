@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Path, Query
@@ -19,6 +18,7 @@ from torpor.api.native.idempotency import key_and_digest
 from torpor.api.native.ids import Prefix, inner, show, stamp
 from torpor.api.native.models import Answer, Body, Short
 from torpor.api.native.pages import Cursor, Limit, page, part
+from torpor.api.times import moment
 from torpor.model.errors import InvalidInput, NotFound
 from torpor.model.records import ActorKind, ApiKey, AuditEntry
 from torpor.model.sandbox import base36
@@ -96,25 +96,12 @@ async def create(request: Request, body: NewKey, caller: TeamWriter, services: G
         caller,
         body.name,
         body.scopes or (),
-        moment("expires_at", body.expires_at),
+        moment("expires_at", body.expires_at) if body.expires_at is not None else None,
         shape=_SHAPES[body.kind],
         idempotency_key=again,
         request_digest=digest,
     )
     return JSONResponse(tree(key, await services.keys.creators([key])) | ({"key": secret} if secret else {}), 201)
-
-
-def moment(name: str, text: str | None) -> float | None:
-    """Raises InvalidInput."""
-    if text is None:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-        if found.tzinfo is not None:
-            return found.timestamp()
-    except (ValueError, OverflowError):
-        pass
-    raise InvalidInput(f"{name}: {text[:40]!r} is not a time such as 2030-01-31T12:00:00Z.")
 
 
 @keys.get("/api-keys", response_model=list[Key])
@@ -181,7 +168,7 @@ async def audit(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """What was done in the team and what was refused, newest first, without gaps."""
-    earlier = moment("before", before)
+    earlier = moment("before", before) if before is not None else None
     found = await services.audit.list(
         caller,
         resource_types=_words(resource_type),

@@ -17,7 +17,9 @@ from torpor.ports.records import Page
 
 T = TypeVar("T")
 
-Cursor = Annotated[str, Query(max_length=512, description="The X-Next-Cursor of the page before.")]
+LONGEST_CURSOR = 5000
+"""Characters: an e-mail address of any 254 fits, written in JSON and that in base64."""
+Cursor = Annotated[str, Query(max_length=LONGEST_CURSOR, description="The X-Next-Cursor of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="The most items of one page.")]
 
 

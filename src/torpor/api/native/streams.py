@@ -128,23 +128,37 @@ async def process_stream(
     stdout_offset: Offset = 0,
     stderr_offset: Offset = 0,
     encoding: Encoding = "utf-8",
+    until: Annotated[Literal["now"] | None, Query(description="Ends when all was sent that there was to send.")] = None,
 ) -> None:
     async with conversation(socket):
         caller = await of_socket(socket, NEEDS)
         sandbox_id = inner(Prefix.SANDBOX, capsule_id)
         async with services_of(socket).sandboxes.use(caller, sandbox_id, "process stream") as guest:
             info = select(await guest.processes(), selector, ended=True)
-            follower = await hub_of(socket).join(sandbox_id, guest, info.exec_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
-            await _follow(socket, follower, info.tag, encoding)
+            present = until == "now" and (info.exited is None or info.open)
+            offsets = {"stdout_offset": stdout_offset, "stderr_offset": stderr_offset}
+            follower = await hub_of(socket).join(sandbox_id, guest, info.exec_id, **offsets, present=present)
+            await _follow(socket, follower, info.tag, encoding, present=present)
 
 
-async def _follow(socket: WebSocket, follower: Follower, tag: str, encoding: Encoding) -> None:
+async def _follow(socket: WebSocket, follower: Follower, tag: str, encoding: Encoding, *, present: bool = False) -> None:
     try:
         await send(socket, type="start", pid=follower.pid, tag=tag, exec_id=follower.exec_id)
         over = asyncio.Event()
-        await race(_show(socket, follower, Texts(encoding), over), _listen(socket, follower, encoding, over))
+        shown = _recall(socket, follower, Texts(encoding), over) if present else _show(socket, follower, Texts(encoding), over)
+        await race(shown, _listen(socket, follower, encoding, over))
     finally:
         follower.leave()
+
+
+async def _recall(socket: WebSocket, follower: Follower, texts: Texts, over: asyncio.Event) -> None:
+    """Sets `over` before the last frames, as _show does."""
+    async for piece in follower.until_now():
+        for frame in texts.frames(piece):
+            await send(socket, **frame)
+    over.set()
+    for frame in [*texts.rest(), {"type": "now"}]:
+        await send(socket, **frame)
 
 
 async def _show(socket: WebSocket, follower: Follower, texts: Texts, over: asyncio.Event) -> None:

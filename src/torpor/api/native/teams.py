@@ -83,9 +83,15 @@ def member_tree(member: Member, user: User) -> dict[str, Any]:
 
 
 @teams.get("/teams", response_model=list[TeamAnswer])
-async def list_(caller: Person, services: Given) -> Response:
-    """The user's teams, the default one first."""
-    return JSONResponse([tree(team, member.role) for team, member in await services.teams.list(caller)])
+async def list_(request: Request, caller: Person, services: Given, cursor: Cursor = "", limit: Limit = 1000) -> Response:
+    """The user's teams, the default one first, then by the time of joining."""
+    found = part("teams", await services.teams.list(caller), _place, cursor, limit, oldest_first=True)
+    return page(request, [tree(team, member.role) for team, member in found.items], found.next)
+
+
+def _place(one: tuple[Team, Member]) -> tuple[float, str]:
+    team, member = one
+    return (0.0 if member.is_default else member.joined_at), team.id
 
 
 @teams.post("/teams", status_code=201, response_model=TeamAnswer)

@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus, urlsplit
 
 Headers = list[tuple[bytes, bytes]]
 
-SESSION = "torpor_session"
+SESSIONS = ("torpor_session", "__Host-torpor_session")
 PORT_COOKIE = "torpor_port"
 """The session that a signed address begins."""
 SIGNATURE = "torpor_signature"
@@ -29,7 +29,7 @@ _BEYOND = frozenset({b"service-worker-allowed", b"alt-svc", b"date"})
 """Of an answer: what would make a page's server speak for more than the page; and the date, which our own server sets."""
 _WHOLE_ORIGIN = frozenset({b"clear-site-data", b"strict-transport-security", b"nel", b"report-to", b"reporting-endpoints", b"origin-agent-cluster"})
 """The same, where the origin is one for many sandboxes."""
-_OUR_COOKIES = frozenset({SESSION, PORT_COOKIE})
+_OUR_COOKIES = frozenset({*SESSIONS, PORT_COOKIE})
 
 
 class Smuggling(Exception):

@@ -207,7 +207,7 @@ class Contexts:
     async def create(self, name: str = "python", cwd: str = "", kernel_name: str = "") -> Context:
         """A context whose kernel runs. Raises UnknownLanguageError, KernelFailedError; none is left then."""
         known = language(name)
-        context = self._add(known, os.path.join(self.cwd, cwd), kernel_name or known)
+        context = self._add(known, os.path.join(self.cwd, cwd) if cwd else self.cwd, kernel_name or known)
         try:
             await context.start()
         except BaseException:

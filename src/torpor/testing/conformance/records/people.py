@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from torpor.model.errors import Conflict, NotFound
+from torpor.model.errors import Conflict, InvalidInput, NotFound
 from torpor.model.records import (
     Limits,
     Member,
@@ -35,11 +35,6 @@ async def check_users(rig: StoreRig) -> None:
         assert await records.users.by_email("aNN@example.ORG") == ann
         assert await records.users.by_email("nobody@example.org") is None
         assert (await records.users.count(), await records.users.count_admins()) == (2, 1)
-        assert await records.users.search("ann") == [ann]
-        assert await records.users.search("%") == []
-        await records.users.update(replace(bob, status=UserStatus.ACTIVE))
-        assert [one.id for one in await records.users.search("ANN")] == [ann.id, bob.id]
-        assert len(await records.users.search("ann", limit=1)) == 1
         assert [one.id for one in await whole(lambda cursor: records.users.list(cursor=cursor, limit=1))] == [bob.id, ann.id]
         await records.users.remove(bob.id)
         assert await records.users.get(bob.id) is None
@@ -54,6 +49,33 @@ async def check_users(rig: StoreRig) -> None:
     with pytest.raises(Conflict):
         async with store.write() as records:
             await records.users.update(replace(bob, email="ANN@example.org"))
+
+
+async def check_users_are_found_by_those_who_share_a_team(rig: StoreRig) -> None:
+    store = await rig.open()
+    everybody = {number: a_user(number, email=f"Ann{number}😀@example.org") for number in (3, 1, 2, 4, 5)}
+    everybody[5] = replace(everybody[5], status=UserStatus.DELETED, deleted_at=7.0)
+    async with store.write() as records:
+        for team in (TEAM, OTHER):
+            await records.teams.add(Team(team, team, team, 1.0))
+        for user in everybody.values():
+            await records.users.add(user)
+        for team, number in ((TEAM, 1), (TEAM, 3), (TEAM, 5), (OTHER, 1), (OTHER, 3), (OTHER, 4)):
+            await records.teams.add_member(Member(team, everybody[number].id, Role.MEMBER, 1.0))
+
+    async def found(prefix: str, limit: int = 1, by: int = 1) -> list[int]:
+        async with store.read() as records:
+            pages = await whole(lambda cursor: records.users.search(prefix, seen_by=everybody[by].id, cursor=cursor, limit=limit))
+        return [number for one in pages for number, user in everybody.items() if user == one]
+
+    assert await found("ANN") == await found("ann", 10) == [1, 3, 4]
+    assert await found("ann", by=2) == await found("%") == await found("ann1%") == []
+    assert await found(everybody[2].email.upper()) == [2]  # a stranger, named in full
+    assert await found(everybody[5].email) == []
+    async with store.read() as records:
+        foreign = (await records.users.list(limit=1)).next
+        with pytest.raises(InvalidInput):
+            await records.users.search("ann", seen_by=everybody[1].id, cursor=foreign)
 
 
 async def check_teams_and_members(rig: StoreRig) -> None:
@@ -135,8 +157,6 @@ async def check_summaries_for_administrators(rig: StoreRig) -> None:
         assert list((await records.users.summaries()).items) == [UserSummary(bob, 1, 1), UserSummary(ann, 1, 1)]
         assert [each.user.id for each in await whole(lambda cursor: records.users.summaries(cursor=cursor, limit=1))] == [bob.id, ann.id]
         assert list((await records.users.summaries(offset=2)).items) == []
-        assert await records.teams.shared(ann.id, bob.id)
-        assert not await records.teams.shared(ann.id, base36(9))
     async with store.write() as records:
         await records.teams.remove_things(TEAM)
         assert (await records.teams.summaries(offset=1)).items[0] == TeamSummary(one, 0, None, 2, 0)
