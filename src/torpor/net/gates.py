@@ -44,7 +44,8 @@ log = Log()
 LIMITS = Limits(memory_bytes=128 << 20, cpu_cores=1.0, pids=1)
 CALL_SECONDS = 10.0
 SOUND_SECONDS = 10.0
-LONGEST_PAUSE = 60.0
+PAUSES = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+"""Before a start, by how many times in a row it ended within SOUND_SECONDS."""
 BACKLOG = 256
 _INSIDE = "/gate"
 _BOOT = f"import sys; sys.path.insert(0, {_INSIDE!r}); from torpor.net.gate.main import main; main()"
@@ -93,8 +94,9 @@ class Gates:
             return
         async with kept.turn:
             if not await _call(directory):
-                kept.child.kill(signal.SIGKILL)  # its watch starts another, which reads the rules anew
+                kept.child.kill(signal.SIGKILL)
                 await kept.child.wait()
+                kept.child = await self._spawn(plan)
 
     async def end(self, name: str) -> None:
         """The slot's gate and all its connections are gone. None there is no error; repeatable."""
@@ -132,22 +134,25 @@ class Gates:
         kept.watch = asyncio.get_running_loop().create_task(self._watch(kept), name=f"gate-{kept.plan.name}")
 
     async def _watch(self, kept: _Kept) -> None:
-        """Starts it again whenever it ends; with longer and longer pauses when it does so at once."""
-        loop, pause = asyncio.get_running_loop(), 0.0
+        """Starts it again whenever it ends; at once the first time, with longer and longer pauses when it goes on ending soon after."""
+        loop, soon = asyncio.get_running_loop(), 0
         while True:
-            began = loop.time()
-            ended = await kept.child.wait()
-            log.error("gate_ended", slot=kept.plan.name, code=ended.code, signal=ended.signal, oom=ended.oom)
-            pause = 0.0 if loop.time() - began >= SOUND_SECONDS else min(max(1.0, 2 * pause), LONGEST_PAUSE)
-            while True:
-                await asyncio.sleep(pause)
-                try:
-                    async with kept.turn:
-                        kept.child = await self._spawn(kept.plan)
-                    break
-                except (TorporError, OSError) as error:
-                    log.error("gate_not_started", slot=kept.plan.name, error=str(error))
-                    pause = min(max(1.0, 2 * pause), LONGEST_PAUSE)
+            began, child = loop.time(), kept.child
+            ended = await child.wait()
+            soon = soon + 1 if loop.time() - began < SOUND_SECONDS else 0
+            if kept.child is child:
+                log.error("gate_ended", slot=kept.plan.name, code=ended.code, signal=ended.signal, oom=ended.oom)
+                await asyncio.sleep(PAUSES[min(soon, len(PAUSES) - 1)])
+                await self._start_again(kept, child)
+
+    async def _start_again(self, kept: _Kept, ended: Child) -> None:
+        async with kept.turn:
+            if kept.child is not ended:  # somebody else did meanwhile
+                return
+            try:
+                kept.child = await self._spawn(kept.plan)
+            except (TorporError, OSError) as error:
+                log.error("gate_not_started", slot=kept.plan.name, error=str(error))
 
     async def _spawn(self, plan: SlotPlan) -> Child:
         """Raises OSError, and what Processes.spawn raises."""
