@@ -31,7 +31,7 @@ import torpor
 from torpor.durable import files
 from torpor.log import Log
 from torpor.model.domains import Domains
-from torpor.model.errors import HostError, TorporError
+from torpor.model.errors import TorporError
 from torpor.net import namespaces
 from torpor.net.gate import rules
 from torpor.net.gate.main import CONTROL, LISTENER
@@ -73,14 +73,15 @@ class Gates:
         """Whether the slot has one, or had one when its last owner died."""
         return (self._directory / name).exists()
 
-    def said(self, name: str) -> Domains | None:
-        """What the slot's gate was told last; None where there is no gate. Raises HostError."""
+    def told(self, name: str) -> Domains:
+        """What the slot's gate was told last: nothing where there is no gate, or where that cannot be read, for then the gate lets nothing pass either."""
         try:
             return rules.read(self._directory / name / _RULES)
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise HostError(f"The rules of a sandbox's network cannot be read: {error}.") from error
+            return Domains()
+        except (OSError, ValueError, TorporError) as error:
+            log.error("gate_rules_not_read", slot=name, error=str(error))
+            return Domains()
 
     async def tell(self, plan: SlotPlan, domains: Domains) -> None:
         """The slot's gate lets these pass from now on; started if there is none. Raises OSError, and what Processes.spawn raises."""

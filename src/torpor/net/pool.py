@@ -133,17 +133,17 @@ class SlotPool:
 
     async def _restrict_to_names(self, held: _Slot, domains: Domains, rules: str) -> None:
         """The gate and the DNS relay know of it before packets are led to them. What fails leaves what was said before."""
-        told, resolved = self._gates.said(held.plan.name), held.relay.names
+        stood, told, resolved = self._gates.stands(held.plan.name), self._gates.told(held.plan.name), held.relay.names
         held.relay.restrict(domains)
         try:
             await self._gates.tell(held.plan, domains)
             await self._nft.load(rules, held.plan.netns)
         except BaseException as error:
             held.relay.restrict(resolved)
-            if told is None:
-                await self._gates.end(held.plan.name)
-            else:
+            if stood:
                 await self._gates.tell(held.plan, told)
+            else:
+                await self._gates.end(held.plan.name)
             if isinstance(error, OSError):
                 raise _as_host_error(error) from error
             raise
@@ -361,7 +361,7 @@ class SlotPool:
         slot = self._held[name] = _Slot(plan, parts, Relay(parts.udp, parts.tcp, self._resolvers))
         self._numbers.add(plan.number)
         if self._gates.stands(name):
-            slot.relay.restrict(Domains())  # until its sandbox's egress is said again
+            slot.relay.restrict(self._gates.told(name))  # until its sandbox's egress is said again
             await self._gates.take_back(plan)
 
     def _sweep(self, survey: Survey) -> None:

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 import h11
 import pytest
 from gate_world import GateWorld, everything, gate_world
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from torpor.model.domains import Domains
 from torpor.net.gate import serve
@@ -134,6 +136,35 @@ async def test_no_second_request_slips_past(world: GateWorld, trick: str) -> Non
     sent = b"".join(world.server.heads).lower()
     assert b"h2c" not in sent
     assert b"http2-settings" not in sent
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "GET / HTTP/1.1", "POST / HTTP/1.1", "GET http://evil.test/ HTTP/1.1", "POST / HTTP/1.0", "GET /smuggled HTTP/1.1", "Host: a.test", "Host: evil.test",
+        "host:evil.test", " evil.test", "Host : evil.test", "Content-Length: 0", "Content-Length: 60", "Content-Length: 5", "Transfer-Encoding: chunked",
+        "Transfer-Encoding:\tchunked", "Transfer-Encoding: Chunked, chunked", "Connection: keep-alive", "Connection: close, Host", "Upgrade: websocket",
+        "Expect: 100-continue", "0", "5", "3c", "hello", "", "", "\0", "\v", "\r",
+    ]
+)  # fmt: skip
+ENDS = st.sampled_from(["\r\n"] * 8 + ["\n", "\r", "", "\r\r\n"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(FRAGMENTS, ENDS), max_size=25))
+def test_no_mixture_of_pieces_reaches_another_name(pieces: list[tuple[str, str]]) -> None:
+    data = ("GET / HTTP/1.1\r\nHost: a.test\r\n" + "".join(piece + end for piece, end in pieces) + "\r\n\r\n").encode("latin-1")
+
+    async def say() -> None:
+        async with gate_world(["a.test"], ["a.test", "evil.test"]) as world:
+            await world.serve(world.server)
+            reader, writer = await world.connect()
+            writer.write(data)
+            writer.write_eof()
+            await everything(reader)
+            assert not [host for _, host, _, _ in world.server.requests if host != "a.test"]
+            assert set(world.names.asked) <= {"a.test"}
+
+    asyncio.run(say())
 
 
 async def test_bodies_go_both_ways_and_an_expectation_is_met(world: GateWorld) -> None:

@@ -20,8 +20,8 @@ def encode(domains: Domains) -> bytes:
 
 
 def read(path: Path) -> Domains:
-    """Raises OSError, ValueError."""
+    """Raises OSError, ValueError, InvalidInput."""
     document = json.loads(path.read_bytes())
-    if document["format"] != FORMAT:
-        raise ValueError(f"{path} has format {document['format']}")
-    return Domains(domain(text) for text in document["domains"])
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}")
+    return Domains(domain(str(text)) for text in document.get("domains", ()))
