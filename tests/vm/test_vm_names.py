@@ -155,6 +155,10 @@ def world(tmp_path: Path) -> Iterator[World]:
             yield made
 
 
+def gates(home: Path) -> set[str]:
+    return {gate.name for gate in (home / "run" / "gates").iterdir()}
+
+
 @contextlib.asynccontextmanager
 async def owner(world: World, home: Path) -> AsyncIterator[Engine]:
     engine = Engine(settings(home))
@@ -169,9 +173,11 @@ async def test_one_name_and_no_other(world: World, fresh_home: Path) -> None:
         spec = CreateSpec("minimal", Shape(1, 256, 1024), NetworkMode.ON, egress=Egress(("allowed.test",), EVERYTHING))
         sandbox = await engine.agent.create(spec)
         await check(sandbox)
+        (before,) = gates(fresh_home)
         await engine.agent.pause(sandbox.id)
-        assert not list((fresh_home / "run" / "gates").iterdir())
         await engine.agent.resume(sandbox.id)
+        (after,) = gates(fresh_home)
+        assert after != before, "the gate of the slot that was left is gone"
         await check(sandbox)
         (child,) = await engine.agent.fork(sandbox.id)
         await engine.agent.set_egress(sandbox.id, Egress(("evil.test", "inside.test"), EVERYTHING))
@@ -187,4 +193,4 @@ async def test_one_name_and_no_other(world: World, fresh_home: Path) -> None:
             await check(later.agent.get(sandbox.id), "evil.test", EVIL)
         finally:
             await clear(later)
-        assert not list((fresh_home / "run" / "gates").iterdir())
+        assert not gates(fresh_home)
