@@ -311,6 +311,22 @@ async def test_egress_is_ordered_shown_and_replaced(plane: Plane) -> None:
     assert await status(plane, "PUT", "/sandboxes/nonexisting/network", json={}) == 404
 
 
+async def test_egress_by_domain_is_ordered_shown_and_replaced(plane: Plane) -> None:
+    everything = ["0.0.0.0/0"]
+    wanted = ["Example.com", "*.example.org.", "8.8.8.8", "münchen.de", "*.bücher.example"]
+    made = (await create(plane, network={"allowOut": wanted, "denyOut": everything}))["sandboxID"]
+    shown = ["Example.com", "*.example.org.", "8.8.8.8", "xn--mnchen-3ya.de", "*.xn--bcher-kva.example"]
+    assert plane.host.egress(made) == Egress(tuple(shown), ("0.0.0.0/0",))
+    assert (await detail(plane, made))["network"]["allowOut"] == shown
+    for allowed in (["*"], ["example.net"]):
+        assert await status(plane, "PUT", f"/sandboxes/{made}/network", json={"allowOut": allowed, "denyOut": everything}) == 204
+        assert plane.host.egress(made) == Egress(tuple(allowed), ("0.0.0.0/0",))
+    assert await status(plane, "PUT", f"/sandboxes/{made}/network", json={"allowOut": ["example.net"]}) == 400
+    assert await status(plane, "PUT", f"/sandboxes/{made}/network", json={"allowOut": ["example.net"], "allow_internet_access": False}) == 204
+    (twin,) = (await plane.client.post(f"/sandboxes/{made}/fork")).json()
+    assert plane.host.egress(twin["sandbox"]["sandboxID"]) == Egress(("example.net",), ("0.0.0.0/0",))
+
+
 async def test_a_copy_may_go_where_its_source_may(plane: Plane) -> None:
     made = (await create(plane, allow_internet_access=False))["sandboxID"]
     assert plane.host.egress(made) == Egress((), ("0.0.0.0/0",))
@@ -336,7 +352,11 @@ async def test_a_copy_may_go_where_its_source_may(plane: Plane) -> None:
         {"rules": {"example.com": [{"transform": {"headers": {"A": "b"}}}]}},
         {"egressProxy": {"address": "proxy:1080"}},
         {"dnsServers": ["9.9.9.9"]},
-        {"allowOut": ["example.com"], "denyOut": ["0.0.0.0/0"]},
+        {"allowOut": ["example.com"], "denyOut": ["0.0.0.0/1", "128.0.0.0/1"]},
+        {"allowOut": ["1.2.3.4.5"], "denyOut": ["0.0.0.0/0"]},
+        {"allowOut": ["a.*.com"], "denyOut": ["0.0.0.0/0"]},
+        {"allowOut": ["a..com"], "denyOut": ["0.0.0.0/0"]},
+        {"allowOut": ["\u2024.com"], "denyOut": ["0.0.0.0/0"]},
     ],
 )
 async def test_network_options_that_are_refused(plane: Plane, network: dict[str, Any]) -> None:

@@ -36,8 +36,8 @@ class NetworkMode(Enum):
 @dataclass(frozen=True, slots=True)
 class Egress:
     """Where a sandbox with a network may go, beyond what no sandbox may. IPv4 and IPv6 networks and addresses as they were
-    given; `allow` beats `deny`. What is not the public internet stays closed whatever is allowed. Where `deny` holds everything, names are not resolved either:
-    questions carry data out."""
+    given; `allow` also takes domains (model.domains), where `deny` holds everything. `allow` beats `deny`. What is not the public internet stays closed
+    whatever is allowed. Where `deny` holds everything, names that are not allowed are not resolved either: questions carry data out."""
 
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()

@@ -33,7 +33,12 @@ GUEST_ADDRESS = IPv4Address("192.0.0.2")
 GUEST_PREFIX = 30
 MTU = 1500
 DNS_PORT = 53
+GATE_PORT = 7654
+"""Where a slot's gate takes the connections that are led to it; nobody else is at home in a slot."""
+FIRST_GATE_UID, GATE_SHARES, GATE_UIDS = 0x1000_0000, 1024, 1 << 17
+"""Above those of microVMs. A gate's user id follows from its home and its slot's number, so that no two processes that may be attacked share one."""
 TAP = "tap0"
+LOOPBACK = "lo"
 UPLINK = "up0"
 ANY_HOME = "trp"
 
@@ -240,6 +245,10 @@ class SlotPlan:
     @property
     def slot_address(self) -> IPv4Address:
         return slot_address(self.transfer, self.number)
+
+    @property
+    def gate_uid(self) -> int:
+        return FIRST_GATE_UID + int(self.tag, 16) % GATE_SHARES * GATE_UIDS + self.number % GATE_UIDS
 
     def steps(self) -> tuple[Step, ...]:
         """What builds the slot, in order. The slot's rules come last, in one transaction; nobody has the tap before that."""

@@ -21,13 +21,15 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from torpor.model.domains import Domains, domains_of
 from torpor.model.errors import Denied, DenyReason, HostError, InvalidInput, NoPermission, NoSpace, NotFound, TorporError
 from torpor.model.sandbox import Egress, NetworkMode
 from torpor.net import apply, checks, namespaces
+from torpor.net.gates import Gates
 from torpor.net.host import HostSide, Nft, Survey
 from torpor.net.plan import DNS_PORT, GATEWAY, GUEST, TAP, NetworkSettings, SlotPlan, capacity, home_tag, link_number, parse_name, slot_address
 from torpor.net.resolver import HostResolvers, Relay
-from torpor.net.rules import egress_rules, slot_rules
+from torpor.net.rules import Gate, egress_rules, slot_rules
 from torpor.net.watch import Watch
 from torpor.ports.network import NetworkSlot
 from torpor.ports.processes import Processes
@@ -79,6 +81,7 @@ class SlotPool:
         self._closing = False
         self._mending = False
         self._watch: Watch | None = None
+        self._gates = Gates(directory.with_name("gates"), processes)
 
     def problems(self) -> Sequence[str]:
         return tuple(str(fault) for fault in checks.faults())
@@ -96,6 +99,7 @@ class SlotPool:
             survey = await self._host.survey()
             for name in in_use:
                 await self._take_back(name, survey)
+            await self._gates.sweep()
             await namespaces.in_own_thread(lambda: self._sweep(survey))
             self._watch = Watch(self._on_change)
             if self._held:
@@ -118,7 +122,31 @@ class SlotPool:
         held = self._held.get(slot.name)
         if held is None:
             raise NotFound(f"There is no network slot {slot.name} in use.")
-        await self._nft.load(egress_rules(egress), held.plan.netns)
+        domains = Domains(domains_of(egress))
+        rules = egress_rules(egress, Gate(held.plan.gate_uid, self._settings.connections))
+        if domains.listed:
+            await self._restrict_to_names(held, domains, rules)
+            return
+        await self._nft.load(rules, held.plan.netns)
+        held.relay.restrict(None)
+        await self._gates.end(slot.name)
+
+    async def _restrict_to_names(self, held: _Slot, domains: Domains, rules: str) -> None:
+        """The gate and the DNS relay know of it before packets are led to them. What fails leaves what was said before."""
+        stood, told, resolved = self._gates.stands(held.plan.name), self._gates.told(held.plan.name), held.relay.names
+        held.relay.restrict(domains)
+        try:
+            await self._gates.tell(held.plan, domains)
+            await self._nft.load(rules, held.plan.netns)
+        except BaseException as error:
+            held.relay.restrict(resolved)
+            if stood:
+                await self._gates.tell(held.plan, told)
+            else:
+                await self._gates.end(held.plan.name)
+            if isinstance(error, OSError):
+                raise _as_host_error(error) from error
+            raise
 
     async def open_tap(self, slot: NetworkSlot) -> int:
         held = self._held.get(slot.name)
@@ -163,6 +191,7 @@ class SlotPool:
             task.cancel()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
+        await self._gates.close()
         try:
             while self._ready:
                 await self._destroy(self._ready.popleft())
@@ -288,6 +317,7 @@ class SlotPool:
 
     async def _destroy(self, slot: _Slot) -> None:
         """Raises OSError; the slot can then be destroyed again."""
+        await self._gates.end(slot.plan.name)
         await slot.relay.close()
         slot.parts.close()
         await namespaces.in_own_thread(lambda: apply.demolish(slot.plan))
@@ -328,8 +358,11 @@ class SlotPool:
             raise
         assert parts.udp is not None
         assert parts.tcp is not None
-        self._held[name] = _Slot(plan, parts, Relay(parts.udp, parts.tcp, self._resolvers))
+        slot = self._held[name] = _Slot(plan, parts, Relay(parts.udp, parts.tcp, self._resolvers))
         self._numbers.add(plan.number)
+        if self._gates.stands(name):
+            slot.relay.restrict(self._gates.told(name))  # until its sandbox's egress is said again
+            await self._gates.take_back(plan)
 
     def _sweep(self, survey: Survey) -> None:
         kept = {slot.plan.host_link for slot in self._held.values()}

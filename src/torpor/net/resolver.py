@@ -5,8 +5,9 @@
 The guest never learns or reaches a resolver's address, which is often private (10.x, 127.0.0.53, fd00::). The file is read again whenever it changes, so
 running sandboxes follow the host to another network. While no host agent runs, names are not resolved; established connections are not concerned.
 
-Nothing of a message is interpreted beyond its first three bytes (RFC 1035 4.1.1): a guest cannot make this process parse. Per slot at most `QUESTIONS` UDP
-questions and `STREAMS` TCP connections are under way; the slot's rules bound their rate.
+Nothing of a message is interpreted beyond its first three bytes (RFC 1035 4.1.1), unless the slot's sandbox may reach certain names: then the name in each
+question is read (net.dns), and those that it may not reach do not exist for it, so that questions carry nothing to anybody else. Per slot at most `QUESTIONS`
+UDP questions and `STREAMS` TCP connections are under way; the slot's rules bound their rate.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from torpor.model.domains import Domains
+from torpor.net import dns
 from torpor.net.plan import DNS_PORT
 
 QUESTIONS = 32
@@ -84,7 +87,8 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._questions = 0
-        self._streams = 0
+        self._streams: set[asyncio.Task[None]] = set()
+        self._names: Domains | None = None
         self._loop.add_reader(udp.fileno(), self._on_question)
         self._loop.add_reader(tcp.fileno(), self._on_stream)
 
@@ -99,10 +103,31 @@ class Relay:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    @property
+    def names(self) -> Domains | None:
+        """Which names are resolved; None for all."""
+        return self._names
+
+    def restrict(self, names: Domains | None) -> None:
+        """From now on. TCP connections that are open were opened under other rules and are broken off."""
+        self._names = names
+        for stream in self._streams:
+            stream.cancel()
+
+    def _refusal(self, question: bytes) -> bytes | None:
+        """The answer to what is not to be asked; None for what may be."""
+        if self._names is None:
+            return None
+        name = dns.asked_name(question)
+        if name is None:
+            return dns.refusal(question, dns.FORMAT_ERROR)
+        return None if self._names.cover(name) else dns.refusal(question, dns.NO_SUCH_NAME)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _on_question(self) -> None:
         for _ in range(QUESTIONS):
@@ -111,6 +136,9 @@ class Relay:
             except OSError:  # nothing more to read, or an ICMP error about an answer that the guest no longer wanted
                 return
             if len(question) < HEADER or question[2] & 0x80 or self._questions >= QUESTIONS:
+                continue
+            if refusal := self._refusal(question):
+                self._tell(refusal, guest)
                 continue
             self._questions += 1
             self._start(self._answer(question, guest))
@@ -123,10 +151,13 @@ class Relay:
                 if answer is not None:
                     break
             if self._udp.fileno() >= 0:
-                with contextlib.suppress(OSError):  # the slot's own queue is full: as good as a lost datagram
-                    self._udp.sendto(answer or failure(question), guest)
+                self._tell(answer or failure(question), guest)
         finally:
             self._questions -= 1
+
+    def _tell(self, answer: bytes, guest: Any) -> None:
+        with contextlib.suppress(OSError):  # the slot's own queue is full: as good as a lost datagram
+            self._udp.sendto(answer, guest)
 
     async def _ask(self, family: socket.AddressFamily, where: Any, question: bytes) -> bytes | None:
         """One resolver's answer, None when it has none. A connected socket with a port of its own per question: the kernel drops what others send."""
@@ -147,21 +178,19 @@ class Relay:
             guest, _ = self._tcp.accept()
         except OSError:  # gone again before we came to it
             return
-        if self._streams >= STREAMS:
+        if len(self._streams) >= STREAMS:
             guest.close()
             return
-        self._streams += 1
-        self._start(self._carry(guest))
+        stream = self._start(self._carry(guest))
+        self._streams.add(stream)
+        stream.add_done_callback(self._streams.discard)
 
     async def _carry(self, guest: socket.socket) -> None:
-        try:
-            with guest:
-                guest.setblocking(False)
-                with contextlib.suppress(OSError):  # no time left, or no descriptors
-                    async with asyncio.timeout(STREAM_SECONDS):
-                        await self._join(guest)
-        finally:
-            self._streams -= 1
+        with guest:
+            guest.setblocking(False)
+            with contextlib.suppress(OSError):  # no time left, or no descriptors
+                async with asyncio.timeout(STREAM_SECONDS):
+                    await self._join(guest)
 
     async def _join(self, guest: socket.socket) -> None:
         for family, where in self._resolvers():
@@ -171,6 +200,9 @@ class Relay:
                         await self._loop.sock_connect(resolver, where)
                 except OSError:
                     continue
+                if self._names is not None:
+                    await self._one_by_one(guest, resolver)
+                    return
                 try:
                     async with asyncio.TaskGroup() as both:
                         both.create_task(self._pour(guest, resolver))
@@ -178,6 +210,29 @@ class Relay:
                 except* OSError:  # either end broke off: the other is closed with it
                     pass
                 return
+
+    async def _one_by_one(self, guest: socket.socket, resolver: socket.socket) -> None:
+        """Each question is read before it is passed on (RFC 1035 4.2.2: two bytes of length before each message)."""
+        while question := await self._message(guest):
+            answer = self._refusal(question) if len(question) >= HEADER else b""
+            if answer is None:
+                await self._loop.sock_sendall(resolver, len(question).to_bytes(2) + question)
+                answer = await self._message(resolver)
+            if not answer:
+                return
+            await self._loop.sock_sendall(guest, len(answer).to_bytes(2) + answer)
+
+    async def _message(self, source: socket.socket) -> bytes:
+        """b'' at the end, also in the middle of one."""
+        data, wanted = b"", 2
+        while len(data) < wanted:
+            piece = await self._loop.sock_recv(source, wanted - len(data))
+            if not piece:
+                return b""
+            data += piece
+            if len(data) == wanted == 2:
+                wanted += int.from_bytes(data)
+        return data[2:]
 
     async def _pour(self, source: socket.socket, target: socket.socket) -> None:
         while data := await self._loop.sock_recv(source, LARGEST):

@@ -166,7 +166,7 @@ class Host(Protocol):
 
     async def set_egress(self, sandbox_id: str, egress: Egress) -> None:
         """In the place of what it had, for open connections too; kept for later starts. One without a network takes it as well. Raises NotFound, Denied,
-        InvalidInput (no network or address), HostError: then what it had holds, or, for later starts, the new."""
+        InvalidInput (no network, address or domain), HostError: then what it had holds, or, for later starts, the new."""
         ...
 
     async def kill(self, sandbox_id: str) -> None:

@@ -42,8 +42,9 @@ class Networks(Protocol):
         ...
 
     async def restrict(self, slot: NetworkSlot, egress: Egress) -> None:
-        """Where the slot's guest may go, in the place of what was said before; also for connections that are open. All of it counts at once, or nothing.
-        Raises InvalidInput (what is no network or address), NotFound (a slot not in use), HostError: then what was said before holds."""
+        """Where the slot's guest may go, in the place of what was said before; also for connections that are open. Domains are judged outside of the guest, by
+        the name that a connection is for (HTTP's Host, TLS's server name). All of it counts at once, or nothing. Raises InvalidInput (what is no network,
+        address or domain), NotFound (a slot not in use), HostError: then what was said before holds."""
         ...
 
     async def open_tap(self, slot: NetworkSlot) -> int:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from torpor.model.domains import domains_of
 from torpor.model.errors import NotFound
 from torpor.model.sandbox import Egress, NetworkMode
 from torpor.ports.images import BootImages, Progress, Template
@@ -86,6 +87,7 @@ class FakeNetworks:
     async def restrict(self, slot: NetworkSlot, egress: Egress) -> None:
         if slot.name not in self.held():
             raise NotFound(f"There is no slot {slot.name}.")
+        domains_of(egress)
         (self._root / slot.name).write_text(f"{' '.join(egress.allow)}|{' '.join(egress.deny)}")
 
     def said(self) -> list[str]:

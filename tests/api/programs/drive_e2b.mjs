@@ -81,6 +81,8 @@ const sections = {
   async network() {
     const sandbox = await Sandbox.create({ timeoutMs: 120_000, allowInternetAccess: false })
     await sandbox.updateNetwork({ allowOut: ['8.8.8.8'], denyOut: ['0.0.0.0/0'] })
+    await sandbox.updateNetwork({ allowOut: ['example.com', '*.example.org'], denyOut: ['0.0.0.0/0'] })
+    await assert.rejects(sandbox.updateNetwork({ allowOut: ['example.com'] }), SandboxError)
     await sandbox.updateNetwork({})
     await assert.rejects(sandbox.updateNetwork({ denyOut: ['example.com'] }), SandboxError)
     assert.equal(await sandbox.kill(), true)

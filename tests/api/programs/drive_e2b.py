@@ -139,6 +139,8 @@ def network() -> None:
     sandbox = Sandbox.create(timeout=120, allow_internet_access=False)
     assert sandbox.get_info().allow_internet_access is False
     sandbox.update_network({"allow_out": ["8.8.8.8"], "deny_out": lambda context: [context.all_traffic]})
+    sandbox.update_network({"allow_out": ["example.com", "*.example.org", "8.8.8.8"], "deny_out": lambda context: [context.all_traffic]})
+    raises(e2b.SandboxException, lambda: sandbox.update_network({"allow_out": ["example.com"]}))
     sandbox.update_network({})
     assert sandbox.get_info().allow_internet_access is True
     raises(e2b.SandboxException, lambda: sandbox.update_network({"deny_out": ["example.com"]}))

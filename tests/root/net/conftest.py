@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from net_world import RESOLVER, Guest, OpenPool, Start, ToolRunner, World, make_world
@@ -34,12 +35,14 @@ async def open_pool(world: World) -> AsyncIterator[OpenPool]:
     """Makes and opens pools; a second one of the same home is its next owner. All are closed at the end, the last first."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(home: str = "home", in_use: Sequence[str] = (), transfer: str = "", pool: int = 0, connections: int = 8192) -> SlotPool:
+        async def make(
+            home: str = "home", in_use: Sequence[str] = (), transfer: str = "", pool: int = 0, connections: int = 8192, processes: Any = None
+        ) -> SlotPool:
             settings = NetworkSettings(pool=pool, transfer=IPv4Network(transfer) if transfer else None, connections=connections)
             made = SlotPool(
                 world.scratch / home,
                 world.scratch / home / "netns",
-                ToolRunner(),  # type: ignore[arg-type]
+                processes or ToolRunner(),
                 settings,
                 resolv_conf=world.scratch / "resolv.conf",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 
 from torpor.model.errors import InvalidInput
 from torpor.model.sandbox import Egress
-from torpor.net.rules import collapsed, egress_rules
+from torpor.net.plan import FIRST_GATE_UID, SlotPlan
+from torpor.net.rules import Gate, collapsed, egress_rules
 
 networks = st.builds(lambda address, prefix: f"{address}/{prefix}", st.ip_addresses(v=4), st.integers(0, 32))
 
 
 def test_nothing_said_is_empty_sets() -> None:
-    lines = egress_rules(Egress()).splitlines()
-    assert lines == ["flush set inet torpor allowed", "flush set inet torpor denied", "flush chain inet torpor names"]
+    text = egress_rules(Egress())
+    assert [line for line in text.splitlines() if "element" in line or "rule" in line] == []
+    assert text.endswith("delete chain inet torpor divert\n")
 
 
 def test_networks_become_intervals_and_what_is_no_ipv4_is_left_out() -> None:
@@ -32,6 +35,23 @@ def test_networks_become_intervals_and_what_is_no_ipv4_is_left_out() -> None:
 def test_names_are_refused_only_where_everything_is_denied() -> None:
     assert "dport" not in egress_rules(Egress(deny=("0.0.0.0/1", "128.0.0.0/2")))
     assert "dport" in egress_rules(Egress(deny=("0.0.0.0/1", "128.0.0.0/1")))
+
+
+def test_domains_lead_connections_to_the_gate_and_let_names_be_resolved() -> None:
+    text = egress_rules(Egress(("8.8.8.8", "a.test", "*.b.test"), ("0.0.0.0/0",)), Gate(4321, 100))
+    assert "add element inet torpor allowed { 8.8.8.8 }" in text
+    assert "a.test" not in text
+    assert "ip daddr != @forbidden ip daddr != @allowed redirect to :7654" in text
+    assert "dport 53 goto refuse" not in text
+    assert text.count("meta skuid 4321") == 2
+    assert "delete chain" not in text
+
+
+def test_no_two_slots_of_a_home_share_the_uid_of_a_gate() -> None:
+    block = IPv4Network("198.18.0.0/15")
+    uids = {SlotPlan("abcdef", number, "0" * 8, Path("/run"), block).gate_uid for number in range(1, 65536)}
+    assert len(uids) == 65535
+    assert min(uids) >= FIRST_GATE_UID
 
 
 @pytest.mark.parametrize("text", ["", "example.com", "1.2.3.4/33", "1.2.3", "1.2.3.4; flush ruleset", "0x7f000001", "1.2.3.4\n", " 1.2.3.4", "٣.1.1.1"])

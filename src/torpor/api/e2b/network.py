@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from ipaddress import ip_network
 from typing import Annotated, Any
 
+import idna
 from pydantic import Field
 
 from torpor.api.e2b.common import Body, Text
 from torpor.api.e2b.errors import NotBuilt
+from torpor.model.domains import EVERYTHING, domain, domains_of, is_network
 from torpor.model.errors import InvalidInput
 from torpor.model.records import Exposure
 from torpor.model.sandbox import Egress
 
-ALL = "0.0.0.0/0"
 _MOST = 1000
-_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-_DOMAIN = re.compile(rf"(\*\.)?({_LABEL}\.)*{_LABEL}\.?\Z|\*\Z", re.IGNORECASE)
 _MASK = re.compile(r"[A-Za-z0-9._-]{1,253}(:(\$\{PORT\}|[0-9]{1,5}))?\Z")
 _ENVD_PORT = 49983
 
@@ -49,25 +47,31 @@ def egress_of(wanted: Outward, internet: bool | None) -> Egress:
     """`internet` False is the same as everything denied. Raises InvalidInput, NotBuilt."""
     allow, deny = list(wanted.allowOut or ()), list(wanted.denyOut or ())
     for place in deny:
-        if not _is_network(place):
+        if not is_network(place):
             raise InvalidInput(f"denyOut: {place[:60]!r} is no IP address or CIDR block; domains cannot be denied.")
-    if internet is False and ALL not in deny:
-        deny.append(ALL)
-    domains = [place for place in allow if not _is_network(place)]
-    for domain in domains:
-        if not _DOMAIN.match(domain):
-            raise InvalidInput(f"allowOut: {domain[:60]!r} is no IP address, CIDR block or domain.")
-    if domains and ALL not in deny:
-        raise InvalidInput(f"allowOut: a domain is allowed only where {ALL} is denied (denyOut).")
-    if domains:
-        raise NotBuilt("egress rules by domain (allowOut); IP addresses and CIDR blocks are enforced")
+    if internet is False and EVERYTHING not in deny:
+        deny.append(EVERYTHING)
+    egress = Egress(tuple(place if is_network(place) else _domain(place) for place in allow), tuple(deny))
+    domains_of(egress)
     if wanted.rules:
         raise NotBuilt("header transforms (network.rules)")
     if wanted.egressProxy:
         raise NotBuilt("a proxy of your own for egress (network.egressProxy)")
     if wanted.dnsServers:
         raise NotBuilt("DNS servers of your own (network.dnsServers)")
-    return Egress(tuple(allow), tuple(deny))
+    return egress
+
+
+def _domain(place: str) -> str:
+    """As it was given, but for letters beyond ASCII: those are written as TLS and HTTP write them. Raises InvalidInput."""
+    star = "*." if place.startswith("*.") else ""
+    if not place.isascii():
+        try:
+            place = star + idna.encode(place.removeprefix(star), uts46=True).decode()
+        except idna.IDNAError:
+            raise InvalidInput(f"allowOut: {place[:60]!r} is no IP address, CIDR block or domain.") from None
+    domain(place)
+    return place
 
 
 def exposure_of(wanted: Network, *, secure: bool) -> Exposure:
@@ -85,14 +89,6 @@ def _ports(given: Sequence[int]) -> tuple[int, ...]:
     if any(not 1 <= port <= 65535 or port == _ENVD_PORT for port in given) or len(given) > 100:
         raise InvalidInput(f"httpsPorts: up to 100 ports, 1 to 65535, but not {_ENVD_PORT}.")
     return tuple(sorted(set(given)))
-
-
-def _is_network(place: str) -> bool:
-    try:
-        ip_network(place, strict=False)
-    except ValueError:
-        return False
-    return "%" not in place
 
 
 def tree(exposure: Exposure, egress: Egress) -> dict[str, Any]:

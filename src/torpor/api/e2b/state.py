@@ -11,6 +11,7 @@ from torpor.api.e2b import network
 from torpor.api.e2b.common import CLIENT_ID, ENVD_VERSION, Json, stamp
 from torpor.api.e2b.references import UNNAMED
 from torpor.api.services import Services
+from torpor.model.domains import EVERYTHING
 from torpor.model.records import Sandbox, SandboxState, TimeoutAction
 from torpor.model.sandbox import NetworkMode
 
@@ -70,7 +71,7 @@ def detail(services: Services, sandbox: Sandbox) -> Json:
     fields = listed(sandbox) | {
         "lifecycle": {"autoResume": sandbox.auto_resume, "onTimeout": "pause" if sandbox.on_timeout is TimeoutAction.PAUSE else "kill"},
         "network": network.tree(sandbox.exposure, sandbox.egress),
-        "allowInternetAccess": sandbox.network is NetworkMode.ON and network.ALL not in sandbox.egress.deny,
+        "allowInternetAccess": sandbox.network is NetworkMode.ON and EVERYTHING not in sandbox.egress.deny,
     }
     if sandbox.state is S.PAUSED:
         fields["pauseMode"] = "filesystem" if sandbox.terms.cold else "full"

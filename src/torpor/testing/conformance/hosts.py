@@ -235,7 +235,7 @@ async def check_a_caller_that_leaves_changes_nothing(rig: HostRig) -> None:
 
 
 async def check_an_egress_is_taken_in_every_state(rig: HostRig) -> None:
-    closed = Egress(allow=("8.8.8.8",), deny=("0.0.0.0/0",))
+    closed = Egress(allow=("8.8.8.8", "*.example.org"), deny=("0.0.0.0/0",))
     made = await rig.host.create(order(rig, egress=closed))
     await rig.host.set_egress(made.sandbox_id, Egress())
     await rig.host.pause(made.sandbox_id)
