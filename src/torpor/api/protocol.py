@@ -154,8 +154,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _Answer:
-    """The transport of one answer: its head waits for the body, so that a short answer is one write and wakes the client once. It waits no longer than this turn
-    of the event loop."""
+    """The transport of one answer. Its head waits for the body, at most for this turn of the event loop: a short answer is one write then, and wakes the client
+    once."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
