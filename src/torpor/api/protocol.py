@@ -102,7 +102,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.url = b"http://-" + given
         super().on_headers_complete()
         self.url = given
-        self.cycle.transport = _Answer(self.transport, self.loop)  # type: ignore[assignment]
+        if self.cycle is not None and self.cycle.transport is self.transport:  # a WebSocket begins none
+            self.cycle.transport = _Answer(self.transport, self.loop)  # type: ignore[assignment]
         if self._claimed:
             self.cycle.keep_alive = False
 
