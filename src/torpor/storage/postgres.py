@@ -7,6 +7,7 @@ look()    each statement by itself: one round trip instead of three
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,8 +21,8 @@ from torpor.storage.connection import Cells, Connection, Dialect, Parameters, de
 from torpor.storage.errors import translated
 
 CONNECTIONS = 10
-KEPT = 4
-"""Connections kept for looking."""
+KEPT = 8
+"""Connections for looking. Who finds them all at work waits: a new one would cost more than many looks."""
 CONNECT_TIMEOUT = 5.0
 COMMAND_TIMEOUT = 30.0
 """Seconds. A database that does not answer is an error, never a wait without end."""
@@ -46,6 +47,7 @@ class PostgresDatabase:
         self._kept: list[AsyncConnection] = []
 
     async def open(self) -> None:
+        self._looks = asyncio.Semaphore(KEPT)
         self._engine: AsyncEngine = create_async_engine(
             self._url,
             pool_size=CONNECTIONS,
@@ -88,16 +90,18 @@ class PostgresDatabase:
     async def look_once(self, statement: Executable, parameters: Parameters | None) -> Sequence[Cells]:
         """One statement outside a transaction. It cannot write."""
         with translated():
-            connection = self._kept.pop() if self._kept else await self._keep()
+            async with asyncio.timeout(COMMAND_TIMEOUT):
+                await self._looks.acquire()
             try:
-                rows = (await connection.execute(statement, parameters)).all()
-            except BaseException:
-                await to_its_end(_drop(connection))
-                raise
-            if len(self._kept) < KEPT:
+                connection = self._kept.pop() if self._kept else await self._keep()
+                try:
+                    rows = (await connection.execute(statement, parameters)).all()
+                except BaseException:
+                    await to_its_end(_drop(connection))
+                    raise
                 self._kept.append(connection)
-            else:
-                await to_its_end(_drop(connection))
+            finally:
+                self._looks.release()
         return rows
 
     async def _keep(self) -> AsyncConnection:
