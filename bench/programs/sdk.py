@@ -33,7 +33,7 @@ def theirs() -> float:
 
 def ours(client: Client) -> float:
     begin = time.perf_counter()
-    sandbox = client.sandboxes.create(TEMPLATE, network="on")
+    sandbox = client.sandboxes.create(TEMPLATE, network=True)
     result = sandbox.commands.run("true")
     took = (time.perf_counter() - begin) * 1e3
     assert result.exit_code == 0
