@@ -50,6 +50,8 @@ async def measure(settings: Settings, home: Path, counts: Counts, scenes: list[s
             say("making warm images")
             for shape in (SMALL, LARGE):
                 await engine.agent.warm(TEMPLATE, shape)
+            if "sdk" in scenes:
+                await engine.agent.warm(INTERPRETER, SMALL)
             small, large = [floors.enter_context(await asyncio.to_thread(bare_floor, engine, work, shape, TEMPLATE)) for shape in (SMALL, LARGE)]
             probe = await engine.vmm.probe()
             machine = look(probe.accelerator.value, f"{probe.kind} {probe.version}", datetime.date.today().isoformat())

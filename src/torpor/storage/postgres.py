@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 from sqlalchemy import Executable
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from torpor.storage import schema
 from torpor.storage.connection import Cells, Connection, Dialect, Parameters, demand_writing, to_its_end
-from torpor.storage.errors import translated
+from torpor.storage.errors import driver_errors, translated
+from torpor.storage.ready import Shelf
 
 CONNECTIONS = 10
 KEPT = 8
@@ -39,12 +42,20 @@ _LOOK: Mapping[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 _WRITE: Mapping[str, Any] = {"isolation_level": "READ COMMITTED", "postgresql_readonly": False}
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A connection for looking, and asyncpg's own below it."""
+
+    connection: AsyncConnection
+    driver: Any
+
+
 class PostgresDatabase:
     """One database of a PostgreSQL server; `url` as in postgresql://user:password@host:port/database."""
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url).set(drivername="postgresql+asyncpg")
-        self._kept: list[AsyncConnection] = []
+        self._kept: list[_Kept] = []
 
     async def open(self) -> None:
         self._looks = asyncio.Semaphore(KEPT)
@@ -56,6 +67,7 @@ class PostgresDatabase:
             pool_use_lifo=True,
             connect_args={"timeout": CONNECT_TIMEOUT, "command_timeout": COMMAND_TIMEOUT, "server_settings": _SERVER},
         )
+        self._shelf = Shelf(self._engine.dialect)
         try:
             async with self.write() as connection:
                 assert isinstance(connection, _Session)
@@ -67,7 +79,7 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         while self._kept:
-            await to_its_end(_drop(self._kept.pop()))
+            await to_its_end(_drop(self._kept.pop().connection))
         await to_its_end(self._engine.dispose())
 
     @asynccontextmanager
@@ -93,26 +105,34 @@ class PostgresDatabase:
             async with asyncio.timeout(COMMAND_TIMEOUT):
                 await self._looks.acquire()
             try:
-                connection = self._kept.pop() if self._kept else await self._keep()
+                kept = self._kept.pop() if self._kept else await self._keep()
                 try:
-                    rows = (await connection.execute(statement, parameters)).all()
+                    rows = await self._looked(kept, statement, parameters)
                 except BaseException:
-                    await to_its_end(_drop(connection))
+                    await to_its_end(_drop(kept.connection))
                     raise
-                self._kept.append(connection)
+                self._kept.append(kept)
             finally:
                 self._looks.release()
         return rows
 
-    async def _keep(self) -> AsyncConnection:
+    async def _looked(self, kept: _Kept, statement: Executable, parameters: Parameters | None) -> Sequence[Cells]:
+        known = self._shelf.of(statement)
+        if known is None:
+            return (await kept.connection.execute(statement, parameters)).all()
+        assert isinstance(parameters, Mapping)
+        with driver_errors(asyncpg.PostgresError, asyncpg.InterfaceError):
+            return known.rows(await kept.driver.fetch(known.text, *known.arguments(parameters)))
+
+    async def _keep(self) -> _Kept:
         connection = await self._engine.connect().start()
         try:
             await connection.execution_options(**_LOOK)
             await connection.exec_driver_sql("SET default_transaction_read_only = on")
+            return _Kept(connection, (await connection.get_raw_connection()).driver_connection)
         except BaseException:
             await to_its_end(_drop(connection))
             raise
-        return connection
 
     @asynccontextmanager
     async def _connected(self, options: Mapping[str, Any]) -> AsyncIterator[_Session]:
