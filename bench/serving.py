@@ -120,7 +120,7 @@ class Server:
         lines = []
         for line in said:
             lines.append(line.decode(errors="replace"))
-            if found := re.search(rb"torpor serves http://127\.0\.0\.1:(\d+)", line):
+            if found := re.search(rb"torpor serves https?://127\.0\.0\.1:(\d+)", line):
                 self.took = clock()
                 self.port = int(found[1])
                 break

@@ -1,6 +1,6 @@
 """Rounds through E2B's Python SDK beside torpor.client's, in turns; prints a line of JSON for each sample. Addresses and keys are in the environment.
 
-python bench/programs/sdk.py ROUNDS CELLS      E2B_API_URL, E2B_SANDBOX_URL, E2B_API_KEY; TORPOR_URL, TORPOR_API_KEY
+python bench/programs/sdk.py ROUNDS CELLS      E2B_DOMAIN, E2B_API_KEY, SSL_CERT_FILE; TORPOR_URL, TORPOR_API_KEY, TORPOR_CA_FILE
 """
 
 from __future__ import annotations
