@@ -32,6 +32,7 @@ check: bootstrap  ## format, lint, types, import contracts, links in the documen
 
 bench: bootstrap  ## figures next to their floor, written to bench/results
 	$(VENV)/bin/python bench/run.py
+	$(VENV)/bin/python bench/over_http.py
 
 soak: bootstrap  ## the long counts
 	$(VENV)/bin/pytest tests -m soak --timeout 3600 --hypothesis-profile new

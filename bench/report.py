@@ -1,21 +1,46 @@
-"""From samples to the two things a run leaves: a JSON file with everything, and the table in docs/benchmarks.md between its markers."""
+"""From samples to the two things a run leaves: a JSON file with everything, and the table in docs/benchmarks.md between its markers. There are two: the
+engine's own, and the server's over HTTP."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import PERCENTILES, TABLE, Figure, Samples, percentile
+from figures import OVER_HTTP, PERCENTILES, TABLE, Figure, Samples, percentile
 from machine import Machine
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+@dataclass(frozen=True)
+class Block:
+    """One table of the page. `name` marks its place there; `who` was measured; `suffix` is its file's."""
+
+    name: str
+    who: str
+    figures: Sequence[Figure]
+    suffix: str = ""
+
+    @property
+    def begin(self) -> str:
+        return f"<!-- {self.name}:begin -->"
+
+    @property
+    def end(self) -> str:
+        return f"<!-- {self.name}:end -->"
+
+    def path(self, results: Path, machine: Machine, quick: bool) -> Path:
+        return results / f"{machine.date}-{machine.kind}{self.suffix}{'-quick' if quick else ''}.json"
 
 
-def result(machine: Machine, samples: Samples, *, quick: bool, seconds: float) -> dict[str, Any]:
+ENGINE = Block("bench", "engine", TABLE)
+SERVER = Block("bench-http", "over HTTP", OVER_HTTP, "-http")
+
+
+def result(machine: Machine, samples: Samples, *, quick: bool, seconds: float, block: Block = ENGINE) -> dict[str, Any]:
     """The JSON form. Samples are in order; the engine's and the floor's were taken in turns."""
-    figures = [_figure(figure, samples) for figure in TABLE]
+    figures = [_figure(figure, samples) for figure in block.figures]
     return {"version": 1, "machine": machine.fields(), "quick": quick, "seconds": round(seconds), "figures": figures}
 
 
@@ -32,10 +57,14 @@ def _figure(figure: Figure, samples: Samples) -> dict[str, Any]:
         "floor": _summary(floor),
         "success": round(len(engine) / attempts, 4) if attempts else None,
         "errors": failed,
-        "ratio": round(percentile(engine, 50) / percentile(floor, 50), 3) if engine and floor and percentile(floor, 50) else None,
+        "ratio": _ratio(engine, floor, figure.percent),
         "target": figure.target,
         "holds": figure.holds(engine, floor, len(failed)),
     }
+
+
+def _ratio(engine: Sequence[float], floor: Sequence[float], percent: int) -> float | None:
+    return round(percentile(engine, percent) / percentile(floor, percent), 3) if engine and floor and percentile(floor, percent) else None
 
 
 def _summary(samples: Sequence[float]) -> dict[str, Any] | None:
@@ -49,28 +78,42 @@ def _short(value: float) -> float:
     return round(value, 3 if abs(value) < 10 else 1)
 
 
-def write(outcome: dict[str, Any], machine: Machine, results: Path, page: Path) -> Path:
+def write(outcome: dict[str, Any], machine: Machine, results: Path, page: Path, block: Block = ENGINE) -> Path:
     """Writes the JSON (a second run of the day replaces the first) and the table; returns the JSON's path."""
     results.mkdir(parents=True, exist_ok=True)
-    path = results / f"{machine.date}-{machine.kind}{'-quick' if outcome['quick'] else ''}.json"
+    path = block.path(results, machine, outcome["quick"])
     path.write_text(json.dumps(outcome, indent=1) + "\n")
     text = page.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{table(outcome, machine, path.name)}{END}{after}")
+    before, rest = text.split(block.begin)
+    _, after = rest.split(block.end)
+    page.write_text(f"{before}{block.begin}\n{table(outcome, machine, path.name, block)}{block.end}{after}")
     return path
 
 
-def table(outcome: dict[str, Any], machine: Machine, source: str) -> str:
+def added(outcome: dict[str, Any], earlier: Path) -> dict[str, Any]:
+    """With the figures of an earlier run of the same day that this one did not take, for machines that are not ours for as long as all scenes need."""
+    if not earlier.exists():
+        return outcome
+    known = json.loads(earlier.read_text())
+    before = {figure["key"]: figure for figure in known["figures"]}
+    figures = [figure if is_taken(figure) else before.get(figure["key"], figure) for figure in outcome["figures"]]
+    return outcome | {"figures": figures, "seconds": outcome["seconds"] + known["seconds"]}
+
+
+def is_taken(figure: dict[str, Any]) -> bool:
+    return bool(figure["engine"] or figure["floor"] or figure["errors"])
+
+
+def table(outcome: dict[str, Any], machine: Machine, source: str, block: Block = ENGINE) -> str:
     """Markdown."""
     size = "small counts (`--quick`)" if outcome["quick"] else "full counts"
     lines = [
         f"{machine.date}, {size}, {outcome['seconds'] // 60} min {outcome['seconds'] % 60} s: {machine.line()}. All samples: `bench/results/{source}`.",
         "",
-        "| figure | unit | N | ok | engine p50 / p95 / p99 | compared with | its p50 / p95 / p99 | ratio | target | holds |",
+        f"| figure | unit | N | ok | {block.who} p50 / p95 / p99 | compared with | its p50 / p95 / p99 | ratio | target | holds |",
         "|---|---|--:|--:|--:|---|--:|--:|---|---|",
     ]
-    lines += [_row(figure) for figure in outcome["figures"] if figure["engine"] or figure["floor"] or figure["errors"]]
+    lines += [_row(figure) for figure in outcome["figures"] if is_taken(figure)]
     return "\n".join(lines) + "\n"
 
 

@@ -77,13 +77,13 @@ def _show_tasks() -> None:
 async def measure(settings: Settings, counts: Counts, scenes: list[str], work: Path) -> tuple[Machine, Samples]:
     heed_signals()
     samples = Samples()
-    await _images(settings)
+    await images(settings, TEMPLATE)
     with ExitStack() as floors:
         async with opened(settings, 0) as engine:
             say("making warm images")
             for shape in (SMALL, LARGE):
                 await engine.agent.warm(TEMPLATE, shape)
-            small, large = [floors.enter_context(await asyncio.to_thread(_floor, engine, work, shape)) for shape in (SMALL, LARGE)]
+            small, large = [floors.enter_context(await asyncio.to_thread(bare_floor, engine, work, shape, TEMPLATE)) for shape in (SMALL, LARGE)]
             probe = await engine.vmm.probe()
             machine = look(probe.accelerator.value, f"{probe.kind} {probe.version}", datetime.date.today().isoformat())
             for name in scenes:
@@ -96,20 +96,20 @@ async def measure(settings: Settings, counts: Counts, scenes: list[str], work: P
     return machine, samples
 
 
-async def _images(settings: Settings) -> None:
+async def images(settings: Settings, template: str) -> None:
     """Builds the template when the home has none."""
     engine = Engine(settings)
     engine.lock()
     try:
-        await engine.ensure(TEMPLATE, lambda what, done: say(f"{done:4.0%} {what}"))
+        await engine.ensure(template, lambda what, done: say(f"{done:4.0%} {what}"))
     finally:
         engine.unlock()
         engine.processes.close()
 
 
-def _floor(engine: Engine, work: Path, shape: Shape) -> Floor:
+def bare_floor(engine: Engine, work: Path, shape: Shape, template: str) -> Floor:
     boot = engine.images.boot()
-    return Floor(prepare(work, boot.kernel, boot.initrd, engine.images.template(TEMPLATE).disk, shape.memory_mib), work)
+    return Floor(prepare(work, boot.kernel, boot.initrd, engine.images.template(template).disk, shape.memory_mib), work)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum
-from typing import Any
+from typing import Any, TextIO
 
 
 class Level(IntEnum):
@@ -49,17 +49,28 @@ class Log:
             getattr(_writer(), level.name.lower())(event, **fields)
 
 
+_made: tuple[TextIO, Any] | None = None
+"""The writer, and the standard error it writes to: made once, for there is a line for each request."""
+
+
 def _writer() -> Any:
+    global _made
+    if _made is None or _made[0] is not sys.stderr:
+        _made = (sys.stderr, _make(sys.stderr))
+    return _made[1]
+
+
+def _make(file: TextIO) -> Any:
     import structlog  # noqa: PLC0415 - see above
 
     return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        structlog.WriteLogger(file),  # a line in one piece; its neighbour writes the line's end by itself
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.dev.ConsoleRenderer(colors=file.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(0),
-    )
+    ).bind()

@@ -17,14 +17,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import httpx
 import uvicorn
 import websockets
 
 from patience import PATIENCE
-from torpor.api import app as app_module
 from torpor.api.app import make_app
 from torpor.api.services import Services
 from torpor.apps.serve import Listening, configuration, listen
@@ -278,13 +276,17 @@ _documents: list[Any] = []
 
 
 def app_on(services: Services, *more: Any) -> Any:
-    """An application, and its OpenAPI document from the first one made here: it is the same for all, and most of the work. `more`: see make_app."""
-    if not _documents:
-        app = make_app(services, *more)
-        _documents.append(app.state.openapi)
-        return app
-    with mock.patch.object(app_module, "document", return_value=_documents[0]):
-        return make_app(services, *more)
+    """An application, and its OpenAPI document from the first one that was asked for it: it is the same for all, and much work. `more`: see make_app."""
+    app = make_app(services, *more)
+    make = app.openapi
+
+    def known() -> Any:
+        if not _documents:
+            _documents.append(make())
+        return _documents[0]
+
+    app.openapi = known  # type: ignore[method-assign]
+    return app
 
 
 @asynccontextmanager

@@ -38,7 +38,7 @@ BODIES: dict[str, bytes] = {
 
 
 def operations(plane: Plane) -> list[tuple[str, str, dict[str, Any]]]:
-    paths = plane.app.state.openapi["paths"]
+    paths = plane.app.openapi()["paths"]
     return [(method, path, operation) for path, methods in paths.items() for method, operation in methods.items()]
 
 

@@ -197,7 +197,7 @@ async def test_the_pages_for_operators(world: World) -> None:
 
 
 def test_the_openapi_file_is_complete(world_app: Any) -> None:
-    document = world_app.state.openapi
+    document = world_app.openapi()
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             where = f"{method} {path}"

@@ -58,7 +58,7 @@ async def everybody(plane: Plane) -> Everybody:
 
 
 def operations(plane: Plane) -> list[tuple[str, str, dict[str, Any]]]:
-    paths = plane.app.state.openapi["paths"]
+    paths = plane.app.openapi()["paths"]
     return [(method, path, operation) for path, methods in paths.items() for method, operation in methods.items() if "x-scope" in operation]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from servers import RedisServer
 
-from torpor.bus import LocalBus, RedisBus
+from torpor.bus.local import LocalBus
+from torpor.bus.streams import RedisBus
 from torpor.model.errors import HostUnavailable
 from torpor.ports.bus import Bus, Notice
 from torpor.testing.conformance import bus as suite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -90,7 +91,7 @@ def make_app(services: Services, reach: Reach | None = None, inner: Mapping[int,
     app.state.meters = Meters(registry)
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)  # flat: one table to match, and to derive the documentation from
-    app.state.openapi = document(app)
+    app.openapi = cache(partial(document, app))  # type: ignore[method-assign]
     app.add_exception_handler(TorporError, _typed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -102,6 +102,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.url = b"http://-" + given
         super().on_headers_complete()
         self.url = given
+        if self.cycle is not None and self.cycle.transport is self.transport:  # a WebSocket begins none
+            self.cycle.transport = _Answer(self.transport, self.loop)  # type: ignore[assignment]
         if self._claimed:
             self.cycle.keep_alive = False
 
@@ -150,6 +152,36 @@ class BoundedProtocol(HttpToolsProtocol):
             body = b'{"error":{"code":"%s","reason":"%s","message":"%s","request_id":""}}' % (code, code, message)
             self.transport.write(_REFUSAL % (status, words, len(body), body))
         self.transport.close()
+
+
+class _Answer:
+    """The transport of one answer. Its head waits for the body, at most for this turn of the event loop: a short answer is one write then, and wakes the client
+    once."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._begun = False
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._begun:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._begun, self._head = True, data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
 
 
 class _Below:

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from torpor.api.native.notices import message
 from torpor.api.services import Services
 from torpor.bus.local import LocalBus
-from torpor.bus.streams import RedisBus
 from torpor.model.records import SandboxState
 from torpor.notify.client import Client
 from torpor.notify.seal import random_sealer
@@ -152,4 +152,7 @@ async def _counts(store: Store) -> Mapping[SandboxState, int]:
 
 
 def _bus(redis: str) -> Bus:
-    return RedisBus(redis) if redis else LocalBus()
+    if not redis:
+        return LocalBus()
+    bus: Bus = import_module("torpor.bus.streams").RedisBus(redis)  # its client is imported where it is used: most servers have none, and start without it
+    return bus

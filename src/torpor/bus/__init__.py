@@ -1,6 +1,5 @@
-"""Wake-ups between tasks and processes, behind ports.bus: in one process, or through Redis Streams."""
+"""Wake-ups between tasks and processes, behind ports.bus: in one process (local), or through Redis Streams (streams, whose client takes its time to import)."""
 
 from torpor.bus.local import LocalBus
-from torpor.bus.streams import RedisBus
 
-__all__ = ["LocalBus", "RedisBus"]
+__all__ = ["LocalBus"]

@@ -4,7 +4,10 @@ two who ask at once cannot both get the last of it."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable, Mapping
+from contextlib import asynccontextmanager
+from copy import copy
 
 from torpor.log import Log
 from torpor.model.errors import HostUnavailable, NotFound, Overloaded, QuotaExceeded
@@ -25,6 +28,33 @@ HOLD = "admission"
 class Admission:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._turn = asyncio.Lock()
+        self._waiting: Counter[Hashable] = Counter()
+        self._refused: dict[Hashable, tuple[int, Overloaded | QuotaExceeded]] = {}
+        self._refusals = 0
+
+    @asynccontextmanager
+    async def turn(self, want: Hashable) -> AsyncIterator[None]:
+        """Those who want room take it one after another. A refusal inside the block is the answer to all who wait for the same at that moment: they asked
+        before it was found that there is none, and need not queue for the database to hear it again. Who comes later is looked at anew."""
+        came = self._refusals
+        self._waiting[want] += 1
+        try:
+            async with self._turn:
+                number, refusal = self._refused.get(want, (0, None))
+                if refusal is not None and number > came:
+                    raise copy(refusal)
+                try:
+                    yield
+                except (Overloaded, QuotaExceeded) as error:
+                    self._refusals += 1
+                    self._refused[want] = (self._refusals, error)
+                    raise
+        finally:
+            self._waiting[want] -= 1
+            if not self._waiting[want]:
+                del self._waiting[want]
+                self._refused.pop(want, None)
 
     async def room(self, *host_ids: str) -> Room:
         """Of these hosts, or of all that are online. Those that give no answer are left out. Raises HostUnavailable when none is left."""

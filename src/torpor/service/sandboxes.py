@@ -92,7 +92,8 @@ class Sandboxes:
         template = await self._template(caller.team_id, request.template)
         sandbox = self._fresh(caller, request, template)
         room = await self._admission.room(*([template.host_id] if template.host_id else []))
-        async with self._context.store.write() as records:
+        want = (caller.team_id, sandbox.shape, template.id, frozenset(room), idempotency_key)  # with a key: what it made before is found, however full it is
+        async with self._admission.turn(want), self._context.store.write() as records:
             await records.hold(HOLD, f"template {template.id}")
             if idempotency_key:
                 now = sandbox.created_at

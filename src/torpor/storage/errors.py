@@ -81,6 +81,15 @@ def translated() -> Iterator[None]:
         raise InternalError(f"The database refused a statement ({error}).") from error
 
 
+@contextmanager
+def driver_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Around calls of a PostgreSQL driver itself, inside of `translated`: its errors have a SQLSTATE, or are of a connection that is no good any more."""
+    try:
+        yield
+    except kinds as error:
+        raise _translate(exc.InterfaceError("", None, error), error) from error
+
+
 def _translate(error: Exception, cause: BaseException | None) -> TorporError:
     if isinstance(cause, sqlite3.Error):
         name = getattr(cause, "sqlite_errorname", "")

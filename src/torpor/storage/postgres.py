@@ -7,21 +7,25 @@ look()    each statement by itself: one round trip instead of three
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 from sqlalchemy import Executable
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from torpor.storage import schema
 from torpor.storage.connection import Cells, Connection, Dialect, Parameters, demand_writing, to_its_end
-from torpor.storage.errors import translated
+from torpor.storage.errors import driver_errors, translated
+from torpor.storage.ready import Shelf
 
 CONNECTIONS = 10
-KEPT = 4
-"""Connections kept for looking."""
+KEPT = 8
+"""Connections for looking. Who finds them all at work waits: a new one would cost more than many looks."""
 CONNECT_TIMEOUT = 5.0
 COMMAND_TIMEOUT = 30.0
 """Seconds. A database that does not answer is an error, never a wait without end."""
@@ -38,14 +42,23 @@ _LOOK: Mapping[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 _WRITE: Mapping[str, Any] = {"isolation_level": "READ COMMITTED", "postgresql_readonly": False}
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A connection for looking, and asyncpg's own below it."""
+
+    connection: AsyncConnection
+    driver: Any
+
+
 class PostgresDatabase:
     """One database of a PostgreSQL server; `url` as in postgresql://user:password@host:port/database."""
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url).set(drivername="postgresql+asyncpg")
-        self._kept: list[AsyncConnection] = []
+        self._kept: list[_Kept] = []
 
     async def open(self) -> None:
+        self._looks = asyncio.Semaphore(KEPT)
         self._engine: AsyncEngine = create_async_engine(
             self._url,
             pool_size=CONNECTIONS,
@@ -54,6 +67,7 @@ class PostgresDatabase:
             pool_use_lifo=True,
             connect_args={"timeout": CONNECT_TIMEOUT, "command_timeout": COMMAND_TIMEOUT, "server_settings": _SERVER},
         )
+        self._shelf = Shelf(self._engine.dialect)
         try:
             async with self.write() as connection:
                 assert isinstance(connection, _Session)
@@ -65,7 +79,7 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         while self._kept:
-            await to_its_end(_drop(self._kept.pop()))
+            await to_its_end(_drop(self._kept.pop().connection))
         await to_its_end(self._engine.dispose())
 
     @asynccontextmanager
@@ -88,27 +102,37 @@ class PostgresDatabase:
     async def look_once(self, statement: Executable, parameters: Parameters | None) -> Sequence[Cells]:
         """One statement outside a transaction. It cannot write."""
         with translated():
-            connection = self._kept.pop() if self._kept else await self._keep()
+            async with asyncio.timeout(COMMAND_TIMEOUT):
+                await self._looks.acquire()
             try:
-                rows = (await connection.execute(statement, parameters)).all()
-            except BaseException:
-                await to_its_end(_drop(connection))
-                raise
-            if len(self._kept) < KEPT:
-                self._kept.append(connection)
-            else:
-                await to_its_end(_drop(connection))
+                kept = self._kept.pop() if self._kept else await self._keep()
+                try:
+                    rows = await self._looked(kept, statement, parameters)
+                except BaseException:
+                    await to_its_end(_drop(kept.connection))
+                    raise
+                self._kept.append(kept)
+            finally:
+                self._looks.release()
         return rows
 
-    async def _keep(self) -> AsyncConnection:
+    async def _looked(self, kept: _Kept, statement: Executable, parameters: Parameters | None) -> Sequence[Cells]:
+        known = self._shelf.of(statement)
+        if known is None:
+            return (await kept.connection.execute(statement, parameters)).all()
+        assert isinstance(parameters, Mapping)
+        with driver_errors(asyncpg.PostgresError, asyncpg.InterfaceError):
+            return known.rows(await kept.driver.fetch(known.text, *known.arguments(parameters)))
+
+    async def _keep(self) -> _Kept:
         connection = await self._engine.connect().start()
         try:
             await connection.execution_options(**_LOOK)
             await connection.exec_driver_sql("SET default_transaction_read_only = on")
+            return _Kept(connection, (await connection.get_raw_connection()).driver_connection)
         except BaseException:
             await to_its_end(_drop(connection))
             raise
-        return connection
 
     @asynccontextmanager
     async def _connected(self, options: Mapping[str, Any]) -> AsyncIterator[_Session]:

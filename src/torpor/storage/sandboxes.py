@@ -15,6 +15,7 @@ from torpor.ports.records import Page, SandboxFilter
 from torpor.storage import tables
 from torpor.storage.connection import Connection, Dialect
 from torpor.storage.pages import newest_first
+from torpor.storage.ready import ready
 from torpor.storage.rows import SANDBOX
 
 _T = tables.sandboxes
@@ -24,7 +25,7 @@ _OURS = select(*SANDBOX.columns)
 _DUE = and_(_C.due_at.is_not(None), _C.due_at <= bindparam("now"))
 
 _ADD = insert(_T)
-_GET = _OURS.where(_C.id == bindparam("id"))
+_GET = ready(_OURS.where(_C.id == bindparam("id")))
 _LATER = case((_C.last_active_at > bindparam("after_last_active_at"), _C.last_active_at), else_=bindparam("after_last_active_at"))
 _SWAP = (
     update(_T)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ from torpor.model.errors import NoPermission
 from torpor.storage import schema
 from torpor.storage.connection import Cells, Connection, Dialect, Parameters, demand_writing, to_its_end
 from torpor.storage.errors import translated
+from torpor.storage.ready import Shelf
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class SqliteDatabase:
         self._path = path
         self._engine = sqlalchemy.create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
         self._open: list[sqlalchemy.Connection] = []
+        self._shelf = Shelf(self._engine.dialect)
 
     async def open(self) -> None:
         self._threads = ThreadPoolExecutor(READERS + 1, thread_name_prefix="torpor-sqlite")
@@ -74,7 +76,7 @@ class SqliteDatabase:
             writer = self._writer
             try:
                 await self._hop(lambda: writer.exec_driver_sql("BEGIN IMMEDIATE"))
-                yield _Session(writer, self._hop, writing=True)
+                yield _Session(writer, self._hop, self._shelf, writing=True)
                 await self._hop(lambda: writer.exec_driver_sql("COMMIT"))
             finally:
                 self._roll_back(writer)
@@ -85,7 +87,7 @@ class SqliteDatabase:
         try:
             with translated():
                 reader.exec_driver_sql("BEGIN")
-            yield _Session(reader, self._hop, writing=False)
+            yield _Session(reader, self._hop, self._shelf, writing=False)
         finally:
             self._roll_back(reader)
             self._readers.put_nowait(reader)
@@ -149,12 +151,19 @@ class _Session:
 
     dialect: Dialect = "sqlite"
 
-    def __init__(self, connection: sqlalchemy.Connection, hop: Callable[[Callable[[], Any]], Any], *, writing: bool) -> None:
+    def __init__(self, connection: sqlalchemy.Connection, hop: Callable[[Callable[[], Any]], Any], shelf: Shelf, *, writing: bool) -> None:
         self._connection = connection
         self._writing = writing
         self._hop = hop
+        self._shelf = shelf
 
     async def fetch(self, statement: Executable, parameters: Parameters | None = None, *, heavy: bool = False) -> Sequence[Cells]:
+        if (known := self._shelf.of(statement)) is not None:
+            assert isinstance(parameters, Mapping)
+            with translated():
+                driver: Any = self._connection.connection.dbapi_connection
+                return known.rows(driver.execute(known.text, known.arguments(parameters)))
+
         def run() -> Sequence[Cells]:
             return self._connection.execute(statement, parameters).all()
 
@@ -181,7 +190,7 @@ class _Looking(_Session):
     """Reads without a transaction; heavy ones on a connection of their own."""
 
     def __init__(self, connection: sqlalchemy.Connection, database: SqliteDatabase) -> None:
-        super().__init__(connection, database._hop, writing=False)
+        super().__init__(connection, database._hop, database._shelf, writing=False)
         self._database = database
 
     async def fetch(self, statement: Executable, parameters: Parameters | None = None, *, heavy: bool = False) -> Sequence[Cells]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,6 @@ from torpor.storage.figures import FigureRows, MemoryRows
 from torpor.storage.happenings import AuditRows, ChannelRows, EventRows
 from torpor.storage.keys import ChoreRows, KeyRows
 from torpor.storage.people import TeamRows, UserRows
-from torpor.storage.postgres import PostgresDatabase
 from torpor.storage.sandboxes import SandboxRows
 from torpor.storage.sqlite import SqliteDatabase
 from torpor.storage.templates import TemplateRows
@@ -130,5 +130,6 @@ def make_store(database: str | Path) -> SqlStore:
     if scheme == "sqlite" and rest.startswith("/"):
         return SqlStore(SqliteDatabase(Path(rest[1:])))
     if scheme in ("postgres", "postgresql", "postgresql+asyncpg"):
-        return SqlStore(PostgresDatabase(f"postgresql://{rest}"))
+        postgres = import_module("torpor.storage.postgres")  # brings SQLAlchemy's half for event loops along, which SQLite does without
+        return SqlStore(postgres.PostgresDatabase(f"postgresql://{rest}"))
     raise InvalidInput(f"{scheme!r} is no database torpor knows; use a path, sqlite:///path or postgresql://...")

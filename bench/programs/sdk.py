@@ -1,0 +1,70 @@
+"""Rounds through E2B's Python SDK beside torpor.client's, in turns; prints a line of JSON for each sample. Addresses and keys are in the environment.
+
+python bench/programs/sdk.py ROUNDS CELLS      E2B_DOMAIN, E2B_API_KEY, SSL_CERT_FILE; TORPOR_URL, TORPOR_API_KEY, TORPOR_CA_FILE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from e2b import Sandbox
+from e2b_code_interpreter import Sandbox as Interpreter
+
+from torpor.client import Client
+
+TEMPLATE = "base"
+
+
+def say(key: str, engine: float | None = None, floor: float | None = None) -> None:
+    print(json.dumps({"key": key, "engine": engine, "floor": floor}), flush=True)
+
+
+def theirs() -> float:
+    begin = time.perf_counter()
+    sandbox = Sandbox.create(TEMPLATE)
+    result = sandbox.commands.run("true")
+    took = (time.perf_counter() - begin) * 1e3
+    assert result.exit_code == 0
+    sandbox.kill()
+    return took
+
+
+def ours(client: Client) -> float:
+    begin = time.perf_counter()
+    sandbox = client.sandboxes.create(TEMPLATE, network=True)
+    result = sandbox.commands.run("true")
+    took = (time.perf_counter() - begin) * 1e3
+    assert result.exit_code == 0
+    sandbox.kill()
+    return took
+
+
+def cells(count: int) -> list[float]:
+    with Interpreter.create() as sandbox:
+        found = []
+        for _ in range(count):
+            begin = time.perf_counter()
+            execution = sandbox.run_code("1+1")
+            found.append((time.perf_counter() - begin) * 1e3)
+            assert execution.text == "2", execution
+        sandbox.kill()
+    return found
+
+
+def main() -> None:
+    rounds, count = int(sys.argv[1]), int(sys.argv[2])
+    with Client() as client:
+        for number in range(rounds + 1):
+            floor, engine = ours(client), theirs()
+            if number:  # the first ones import and connect
+                say("e_first_result", engine, floor)
+    for number in range(rounds + 1):
+        took = cells(count)
+        if number:
+            say("e_cell_first", took[0], took[-1])
+
+
+if __name__ == "__main__":
+    main()
