@@ -82,7 +82,7 @@ def local_source():
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    for name in ("__init__.py", "wire/__init__.py", "wire/guest.py", "guest/__init__.py", "guest/main.py"):
+    for name in ("__init__.py", "wire/__init__.py", "wire/guest/frames.py", "guest/__init__.py", "guest/main.py"):
         (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "package" / name).write_text("def main(): pass\n")
     return tmp_path / "package"

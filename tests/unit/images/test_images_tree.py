@@ -124,7 +124,16 @@ def test_certificates_of_the_host_are_carried_under_safe_names(tmp_path: Path) -
 
 
 def test_the_agent_disk_takes_the_guest_and_its_wire_and_no_more(tmp_path: Path) -> None:
-    for name in ("__init__.py", "wire/__init__.py", "wire/guest/frames.py", "wire/control.py", "guest/main.py", "guest/deep/x.py", "guest/notes.txt", "host/h.py"):
+    for name in (
+        "__init__.py",
+        "wire/__init__.py",
+        "wire/guest/frames.py",
+        "wire/control.py",
+        "guest/main.py",
+        "guest/deep/x.py",
+        "guest/notes.txt",
+        "host/h.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert list(agentdisk.agent_sources(tmp_path)) == ["__init__.py", "guest/deep/x.py", "guest/main.py", "wire/__init__.py", "wire/guest/frames.py"]

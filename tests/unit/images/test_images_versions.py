@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("processes")
 @pytest.fixture
 def other_version(tmp_path: Path, processes: PlayedProcesses) -> LocalImages:  # noqa: F811
     """A torpor with another guest agent, on the same home."""
-    for name in ("__init__.py", "wire/__init__.py", "wire/guest.py", "guest/__init__.py", "guest/main.py"):
+    for name in ("__init__.py", "wire/__init__.py", "wire/guest/frames.py", "guest/__init__.py", "guest/main.py"):
         (tmp_path / "later" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "later" / name).write_text("def main(): print('later')\n")
     return LocalImages(tmp_path / "home", processes, package=tmp_path / "later")
