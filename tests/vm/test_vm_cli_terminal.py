@@ -17,12 +17,15 @@ pytestmark = pytest.mark.vm
 PYTHON = ("run", "--template", "minimal", "--", "python3", "-uc")
 SH = ("run", "--template", "minimal", "--", "sh", "-c")
 SIZES = """
-import os, signal
-signal.signal(signal.SIGWINCH, lambda *_: print("now", tuple(os.get_terminal_size())))
+import os, signal, sys
+awaited = {signal.SIGWINCH, signal.SIGINT}
+signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
 print("both", os.isatty(0) and os.isatty(1) and os.isatty(2), tuple(os.get_terminal_size()))
-while True:
-    signal.pause()
+while signal.sigwait(awaited) == signal.SIGWINCH:
+    print("now", tuple(os.get_terminal_size()))
+sys.exit(130)
 """
+"""None is lost: they wait while the program does something else."""
 
 
 @pytest.fixture
