@@ -102,6 +102,7 @@ TABLE = (
     Figure("cell_pooled", "code interpreter: first run_code of a sandbox from the pool", "ms", Kind.RATIO, 1.5, "the tenth"),
     Figure("upload", "file upload, 64 MiB", "MB/s", Kind.RATE, 0.8, "raw virtio-serial"),
     Figure("upload_bare", "file upload, 64 MiB", "MB/s", reference="bare loop into a file"),
+    Figure("upload_again", "file upload, 64 MiB, into memory that the guest has used before", "MB/s", reference="raw virtio-serial"),
     Figure("download", "file download, 64 MiB", "MB/s", Kind.RATE, 0.8, "raw virtio-serial"),
     Figure("download_bare", "file download, 64 MiB", "MB/s", reference="bare loop out of a file"),
     Figure("proxied", "request to a web server in the sandbox, through HTTP and the proxy", "ms", Kind.PLUS, 3.0, "the guest's channel directly"),

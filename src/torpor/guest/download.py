@@ -54,9 +54,17 @@ class Download:
             self._fill(sizes)
 
     def _fill(self, sizes: list[int]) -> None:
-        while len(self._free) < len(sizes):
-            self._made += 1
-            self._free.append(Pipe())
+        try:
+            while len(self._free) < len(sizes):
+                self._free.append(Pipe())
+                self._made += 1
+        except OSError as error:
+            if self._made == 0:
+                self._end(error)
+                return
+            del sizes[len(self._free) :]  # with those that there are; one comes back when it was sent
+            if not sizes:
+                return
         pipes = [self._free.pop() for _ in sizes]
         life, begin = self._life, self._offset + self._sender.top
         self._busy = True

@@ -15,11 +15,15 @@ _PIPE_BYTES = 2 * (wire.BULK_PAYLOAD + wire.HEADER.size)
 
 
 class Pipe:
-    """Holds one payload at a time."""
+    """Holds one payload at a time. Raises OSError where there are no descriptors, or no memory for pipes."""
 
     def __init__(self) -> None:
         self.out, self._in = os.pipe2(os.O_CLOEXEC)
-        fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        try:
+            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        except OSError:
+            self.close()
+            raise
 
     def fill(self, file: int, offset: int, most: int) -> int:
         """Takes up to `most` bytes of a file; less only at its end. May block for the disk. Raises OSError, EINVAL where a file system cannot splice."""

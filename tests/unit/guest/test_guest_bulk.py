@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from unittest import mock
 
@@ -99,6 +100,21 @@ async def test_a_port_that_loses_a_payload_fails_the_reading_and_nothing_else(tm
     load.sent()
     assert (ends, load.failure is not None) == ([False], True)
     pipe.close()
+
+
+async def test_where_descriptors_are_short_reading_goes_on_with_fewer_or_says_so(agent: Agent, guest: RemoteGuest, much: tuple[Path, bytes]) -> None:
+    path, data = much
+    await guest.ping()
+    held = len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
+    for more, works in ((4, True), (2, False), (1, False)):  # the file and one pipe need three
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (held + more, 4096))
+        if works:
+            assert await read(guest, path) == data
+        else:
+            with pytest.raises(GuestOSError):
+                await read(guest, path)
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+    assert await read(guest, path) == data
 
 
 async def test_a_directory_is_no_file(guest: RemoteGuest, tmp_path: Path) -> None:
