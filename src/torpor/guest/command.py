@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from torpor.guest import cgroups, users
 from torpor.guest.cgroups import Cgroups, Group
+from torpor.guest.conversation import Conversation, Request
 from torpor.guest.loop import Loop, Timer
-from torpor.guest.session import Conversation, Request
 from torpor.guest.stdio import Input, Output
 
 GRACE = 0.2

@@ -21,10 +21,10 @@ from typing import Any
 from torpor.guest import libc, spawn, users
 from torpor.guest.cgroups import Cgroups
 from torpor.guest.command import Command
+from torpor.guest.conversation import Conversation, Request
 from torpor.guest.faults import Refusal
 from torpor.guest.loop import Loop
 from torpor.guest.ready import Ready
-from torpor.guest.session import Conversation, Request
 from torpor.guest.stdio import Input, Output, Pipes, Ring
 from torpor.wire import guest as wire
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
+from torpor.guest.conversation import Request
 from torpor.guest.faults import fault
 from torpor.guest.loads import Load, LoadSender, Pipe
 from torpor.guest.loop import Loop
-from torpor.guest.session import Request
 from torpor.wire import guest as wire
 
 _PIPES = 4

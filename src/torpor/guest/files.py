@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torpor.guest import users
+from torpor.guest.conversation import Request
 from torpor.guest.download import FROM, Download, first_load
 from torpor.guest.faults import Refusal
 from torpor.guest.loads import Pipe
 from torpor.guest.loop import Loop
 from torpor.guest.pump import PieceSender, Pump
-from torpor.guest.session import Request
 from torpor.wire import guest as wire
 
 _AHEAD = 4 * wire.GUEST_PAYLOAD

@@ -15,13 +15,14 @@ from typing import Any
 from torpor.guest import boot
 from torpor.guest.cgroups import Cgroups
 from torpor.guest.commands import Commands
+from torpor.guest.conversation import Conversation, Request
 from torpor.guest.faults import Refusal
 from torpor.guest.files import Files
 from torpor.guest.kernel import Kernel
 from torpor.guest.loop import Loop
 from torpor.guest.pump import Pump
 from torpor.guest.rehearsal import Rehearsal
-from torpor.guest.session import Conversation, Operation, Request, Session
+from torpor.guest.session import Operation, Session
 from torpor.guest.tcp import Connections
 from torpor.guest.upload import Upload
 from torpor.guest.wake import Identity, Waker, prepare, set_clock

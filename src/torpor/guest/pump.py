@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from torpor.guest.conversation import Stream
 from torpor.guest.faults import fault
 from torpor.guest.loop import Loop
-from torpor.guest.session import Stream
 from torpor.wire import guest as wire
 
 

@@ -13,8 +13,8 @@ import termios
 from typing import Any, Protocol
 
 from torpor.guest import users
+from torpor.guest.conversation import Stream
 from torpor.guest.loop import Loop
-from torpor.guest.session import Stream
 from torpor.wire import guest as wire
 
 _PIECE = 32768

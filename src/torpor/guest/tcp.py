@@ -8,10 +8,10 @@ import select
 import socket
 import struct
 
+from torpor.guest.conversation import Request, Stream
 from torpor.guest.faults import Refusal, fault
 from torpor.guest.loop import Loop
 from torpor.guest.netconf import own_address
-from torpor.guest.session import Request, Stream
 from torpor.wire import guest as wire
 
 _PIECE = 65536

@@ -10,9 +10,9 @@ import stat
 from typing import Any
 
 from torpor.guest import files, users
+from torpor.guest.conversation import Request, Stream
 from torpor.guest.faults import Refusal
 from torpor.guest.files import Files, checked
-from torpor.guest.session import Request, Stream
 from torpor.wire import guest as wire
 
 _TOGETHER = wire.WINDOW // 2

@@ -15,9 +15,9 @@ import struct
 from typing import Any
 
 from torpor.guest import libc
+from torpor.guest.conversation import Request, Stream
 from torpor.guest.files import checked
 from torpor.guest.loop import Loop, Timer
-from torpor.guest.session import Request, Stream
 from torpor.wire import guest as wire
 
 _MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE, _DELETE_SELF = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200, 0x400
