@@ -24,7 +24,7 @@ def _apps(name: str) -> Any:
 
 def _at_ease(name: str) -> Any:
     """A module of apps that lives long. The garbage collector does not look through what its import makes, which is never garbage: not again and again while
-    it grows, a fifth of a start, nor in the pauses of a server at work."""
+    it grows, a sixth of the import, nor in the pauses of a server at work."""
     gc.disable()
     module = _apps(name)
     gc.freeze()
