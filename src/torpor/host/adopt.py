@@ -35,7 +35,7 @@ Settled = tuple[SandboxRecord, Live | None]
 
 
 class Silent(Exception):
-    """The machine runs and does not answer. Nothing was changed; to be tried again."""
+    """The machine runs and does not answer, or is just ending. Nothing was changed; to be tried again."""
 
 
 async def settle(context: Context, record: SandboxRecord) -> Settled | None:
@@ -108,7 +108,12 @@ async def _settle(context: Context, record: SandboxRecord) -> Settled | None:
             return _without_machine(context, record)
         return record, None
     machine = await _find(context, record, record.running)
-    record = await _on_its_overlay(context, record, record.running, None if isinstance(machine, ExitRecord) else machine)
+    try:
+        record = await _on_its_overlay(context, record, record.running, None if isinstance(machine, ExitRecord) else machine)
+    except (TimedOut, GuestLost) as error:
+        assert not isinstance(machine, ExitRecord)
+        await machine.detach()  # alive or dead, the next try tells
+        raise Silent(str(error)) from error
     assert record.running is not None
     pause = _committed_pause(context, record, record.running)
     if isinstance(machine, ExitRecord):
@@ -142,7 +147,7 @@ async def _find(context: Context, record: SandboxRecord, running: Running) -> Ma
     if running.handle is not None:
         try:
             return await context.vmm.adopt(running.handle, run_dir)
-        except TimedOut as error:
+        except (TimedOut, GuestLost) as error:  # one that is just ending is among them
             raise Silent(str(error)) from error
     await context.processes.reap(run_dir)
     return ExitRecord()
@@ -158,7 +163,7 @@ def _committed_pause(context: Context, record: SandboxRecord, running: Running) 
 
 async def _on_its_overlay(context: Context, record: SandboxRecord, running: Running, machine: Machine | None) -> SandboxRecord:
     """The record, with the change to a new overlay noted that an owner died over. Of a dead VMM nobody knows whether it got there; the new overlay is
-    right either way, for it is empty then. Raises VmmError, GuestLost."""
+    right either way, for it is empty then. Raises VmmError, GuestLost, TimedOut."""
     run_dir = context.records.directory(record.id) / running.run_dir
     old = run_dir / running.overlay
     for fresh in run_dir.glob("disk-*.qcow2"):

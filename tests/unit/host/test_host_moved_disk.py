@@ -12,6 +12,7 @@ from host_world import World, children, opened
 
 from torpor.host.agent import CreateSpec
 from torpor.model.sandbox import MachineState
+from torpor.testing.fake_vmm import FakeVmMachine
 
 
 async def _die(home: Path, call: str, note: int) -> None:
@@ -91,3 +92,20 @@ async def test_a_dead_machine_leaves_the_overlay_it_had(home: Path, call: str) -
         assert (await world.agent.create(CreateSpec("tiny"))).record.state is MachineState.READY
         await world.clear()
         world.check()
+
+
+async def test_a_machine_that_ends_while_it_is_taken_back_is_known_as_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox_id = await asyncio.to_thread(dead_owner, home, "records.write")
+    asked = FakeVmMachine.overlay
+
+    async def overlay(machine: FakeVmMachine) -> str:
+        machine.crash()
+        await machine.wait()
+        return await asked(machine)
+
+    monkeypatch.setattr(FakeVmMachine, "overlay", overlay)
+    async with opened(home, silence_pause=0.01) as world:
+        assert world.agent.get(sandbox_id).record.state is MachineState.ENDED
+        await world.agent.idle()
+        world.check()
+        await world.clear()
