@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -82,38 +84,25 @@ async def proxy(tmp_path: Path) -> AsyncIterator[ProxyWorld]:
         yield world
 
 
-def chromium(folder: Path) -> list[str]:
-    """With the same profile for the same folder."""
-    assert CHROMIUM, "chromium is missing: scripts/bootstrap.sh --tests"
-    plain = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"]
-    return [
-        CHROMIUM,
-        *plain,
-        f"--user-data-dir={folder / 'profile'}",
-        "--host-resolver-rules=MAP * 127.0.0.1",
-        "--no-proxy-server",
-        "--ignore-certificate-errors",
-    ]
-
-
 async def browse(folder: Path, url: str, site: Site) -> dict[str, Any]:
-    """What the page told."""
+    """What the page told. The same profile for the same folder."""
     assert CHROMIUM, "chromium is missing: scripts/bootstrap.sh --tests"
     argv = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"]
     argv += [f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * 127.0.0.1", "--no-proxy-server", "--remote-debugging-port=0"]
     argv += ["--ignore-certificate-errors"]
     # a name that is no secure context otherwise could have no service worker; torpor serves real ones over TLS
     argv += [f"--unsafely-treat-insecure-origin-as-secure={'/'.join(url.split('/')[:3])}", url]
-    with (folder / "chromium.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        async with asyncio.timeout(PATIENCE):
-            return await site.reports.get()
-    except TimeoutError:
-        raise AssertionError((folder / "chromium.log").read_text(errors="replace")[-3000:]) from None
-    finally:
-        process.kill()
-        await process.wait()
+    # the browser's own sockets lie there, whose addresses must be short
+    with tempfile.TemporaryDirectory(prefix="torpor-browser-", ignore_cleanup_errors=True) as scratch, (folder / "chromium.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*argv, env=os.environ | {"TMPDIR": scratch}, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await site.reports.get()
+        except TimeoutError:
+            raise AssertionError((folder / "chromium.log").read_text(errors="replace")[-3000:]) from None
+        finally:
+            process.kill()
+            await process.wait()
 
 
 async def test_a_page_from_a_sandbox_in_a_browser(proxy: ProxyWorld, tmp_path: Path) -> None:
