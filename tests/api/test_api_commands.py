@@ -65,8 +65,11 @@ async def test_a_caller_who_leaves_ends_the_command(world: World, capsule: str) 
 
 
 async def test_a_background_command_is_listed_signalled_and_followed_later(world: World, capsule: str) -> None:
-    answer = await sh(world, capsule, "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done", background=True)
+    ready = world.home / "ready"
+    answer = await sh(world, capsule, f"trap 'echo bye; exit 3' TERM; echo up; touch {ready}; while :; do sleep 0.01; done", background=True)
     assert answer.status_code == 202
+    while not ready.exists():
+        await asyncio.sleep(0.01)
     started = answer.json()
     assert started["tag"].startswith("proc-")
     listed = (await world.client.get(f"/v1/capsules/{capsule}/processes")).json()["processes"]

@@ -25,8 +25,8 @@ _OVERFLOW, _IGNORED, _ONLYDIR, _DONT_FOLLOW, _ISDIR = 0x4000, 0x8000, 0x01000000
 _MASK = _MODIFY | _ATTRIB | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF
 _EVENT = struct.Struct("iIII")
 _MOST_PENDING = 4 * wire.WINDOW
-_PAIR_SECONDS = 0.02
-"""How long half a rename waits for its other half; the kernel queues both at once, only a full buffer parts them."""
+_PAIR_SECONDS = 0.25
+"""How long half a rename waits for its other half. The kernel queues one right after the other, but who renames may lose the core between the two."""
 
 
 class Watches:

@@ -78,7 +78,8 @@ async def test_who_stops_reading_leaves_no_descriptor(agent: Agent, guest: Remot
         await stream.aclose()  # type: ignore[attr-defined]
     for _ in range(3):
         await read(guest, path)
-    again = await Link().connect(agent.socket, generation=None, timeout=100)  # ends the conversation before
+    await guest.close()  # two that live would take the agent from each other
+    again = await Link().connect(agent.socket, generation=None, timeout=100)
     while len(list(folder.iterdir())) > before:
         await again.ping()
     await again.close()
