@@ -74,7 +74,8 @@ async def _serve(client: httpx.AsyncClient) -> None:
     assert (await client.get("/metrics")).json()["cpu_count"] == 1
     killed = await _start(client, "setsid sh -c 'echo $$; sleep 1000' & wait", timeout_ms=3000)
     assert killed[-1]["end"]["error"]["code"] == "deadline_exceeded"
-    assert _said(await _start(client, f"kill -0 {int(_said(killed))} 2>&1 || echo dead")).endswith(b"dead\n")
+    gone = f"while kill -0 {int(_said(killed))}; do sleep 0.02; done 2>/dev/null; echo dead"  # it may be on its way out still
+    assert _said(await _start(client, gone)) == b"dead\n"
 
 
 async def _call(client: httpx.AsyncClient, method: str, message: dict[str, Any]) -> dict[str, Any]:
