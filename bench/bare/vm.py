@@ -167,7 +167,7 @@ def _arguments(parts: Parts, disk: Path, console: Path, incoming: bool, monitor:
     boot = ["-incoming", "defer"] if incoming else ["-kernel", str(parts.kernel), "-initrd", str(parts.initrd), "-append", command_line()]
     return [
         "qemu-system-x86_64",
-        *("-M", "microvm,memory-backend=m0,ioapic2=off", "-accel", "tcg,tb-size=32", "-cpu", "max", "-m", str(parts.mib)),
+        *("-M", "microvm,memory-backend=m0,ioapic2=off", "-accel", "tcg,tb-size=128", "-cpu", "max", "-m", str(parts.mib)),
         *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-global", "migration.send-configuration=off"),
         *("-object", f"memory-backend-file,id=m0,size={parts.mib}M,mem-path={parts.mem},{access}", "-serial", f"file:{console}"),
         *("-drive", f"if=none,id=d0,file={disk},format=qcow2,cache=unsafe", "-device", "virtio-blk-device,drive=d0"),

@@ -9,9 +9,10 @@ from pathlib import Path
 from torpor.model.shapes import Shape
 from torpor.ports.processes import Bind, Jail, Limits
 from torpor.ports.vmm import Accelerator, LaunchSpec
+from torpor.vmm.qemu.plan import TCG_BUFFER_MIB
 
 FIRMWARE = ("/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu")
-_OVERHEAD = 192 << 20
+_OVERHEAD = 160 + TCG_BUFFER_MIB << 20
 _OVERHEAD_PER_VCPU = 48 << 20
 _TASKS = 128
 """QEMU's pool for disk requests alone grows to 64 threads (THREAD_POOL_MAX_THREADS_DEFAULT, include/block/thread-pool.h) when a guest reads and writes much at

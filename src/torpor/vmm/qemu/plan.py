@@ -32,7 +32,9 @@ STATE_URI = "file:/dev/fdset/2"
 """How QEMU names the device state it was born with, descriptor STATE_FD."""
 MAC = "02:74:72:70:00:01"
 AGENT_PORT = "torpor.agent"
-TCG_BUFFER_MIB = 32
+TCG_BUFFER_MIB = 128
+"""Most that one VMM keeps of translated code. Memory is used as code is translated; a full buffer is thrown away whole, and everything is translated again: a
+shell, a Python and a git do not fit into 32 MiB together."""
 SPARE_DISK_BYTES = 1 << 20
 RAM_ID = "ram"
 OVERLAY = "root-"
