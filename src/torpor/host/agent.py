@@ -53,7 +53,7 @@ class HostAgent:
         self._sandboxes: dict[str, Sandbox] = {}
         self._warm = WarmImages(context)
         self._canary = Canary(context)
-        self._pool = Pool(context, self._make_pooled)
+        self._pool = Pool(context, self._make_pooled, self.kill)
         self._chores: Chores | None = None
         self._listeners: list[Callable[[Sandbox], None]] = []
 
@@ -162,9 +162,9 @@ class HostAgent:
         """A running sandbox whose guest has answered. From the pool when one is there, else from the warm image (booted first if there is none).
         Raises NotFound (template,
         snapshot), Incompatible, NoSpace and what a launch raises; nothing is left then."""
-        if spec.pooled:
-            kind = Kind(spec.source, spec.shape, spec.network)
-            found = self._pool.take(kind)
+        if spec.pooled and self._is_template(spec.source):
+            kind = Kind(self._context.images.template(spec.source).name, spec.shape, spec.network)
+            found = await self._pool.take(kind)
             if found is not None:
                 try:
                     await found.hand_out(leash=spec.leash, sandbox_id=spec.sandbox_id, hostname=spec.hostname, names=dict(spec.names), egress=spec.egress)
@@ -209,9 +209,12 @@ class HostAgent:
             raise
         return sandbox
 
+    def _is_template(self, source: str) -> bool:
+        return source in {name for template in self._context.images.templates() for name in (template.name, *template.aliases)}
+
     async def _source(self, spec: CreateSpec) -> tuple[str, Artefact]:
         """(template name, artefact to start from)."""
-        if spec.source in {name for template in self._context.images.templates() for name in (template.name, *template.aliases)}:
+        if self._is_template(spec.source):
             template = self._context.images.template(spec.source)
             self._context.disks.register_base(template.digest, template.disk, template.format)
             return template.name, await self._warm.get(template, spec.shape)

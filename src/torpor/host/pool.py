@@ -1,16 +1,24 @@
 """Sandboxes made ahead: running, exercised, waiting to be handed out. On a machine without KVM this is what makes a create feel instant.
 
+    asked for -- ready? -- yes ------------------------------------------------> handed out
+                    no, one is being made that nobody waits for -- it is up ---> handed out, without the exercise if that has not begun
+                    no ---------------------------------------------------------> the caller starts one
+
 A pooled sandbox is an ordinary one whose record says `pool`. At hand-out it gets a new generation, fresh entropy, the clock and its names; its id
-was its own from the start.
-The number kept per kind follows demand: every create that found none raises it, every refill that nobody takes for a while lowers it, within the memory budget.
+was its own from the start. Only templates are pooled: what a snapshot runs is its owner's, and would run before anybody asked.
+
+The number kept per kind follows demand: each time nothing was ready it rises, within the memory budget; it falls when nobody asked for a while, and what was
+not asked for the longest makes room for what is. Refills wait until nobody asks: a machine that starts takes the cores from the first command of the one
+handed out.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torpor.host.boot import exercise
 from torpor.host.context import Context
@@ -22,9 +30,14 @@ from torpor.model.sandbox import MachineState, NetworkMode
 from torpor.model.shapes import Shape
 
 log = Log()
+T = TypeVar("T")
 
 FALL_AFTER = 300.0
-"""Seconds without a miss after which a kind's wanted number falls by one, down to the configured size."""
+"""Seconds in which what there was of a kind sufficed, after which the wanted number falls by one."""
+QUIET = 0.25
+"""Seconds after the last hand-out before refilling begins: a first command has usually run by then."""
+QUIET_AT_MOST = 2.0
+"""Seconds that refilling waits for quiet in the longest case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,95 +50,231 @@ class Kind:
 
 
 @dataclass(slots=True)
+class _Making:
+    """One on its way. `claimed`: somebody waits for it."""
+
+    task: asyncio.Task[Sandbox | None] | None = None
+    claimed: bool = False
+
+
+@dataclass(slots=True)
 class _Shelf:
-    ready: deque[Sandbox] = field(default_factory=deque)
+    """`least`: the number kept though nobody asks. `asked`: when somebody last did, `short`: when nothing was ready then, or the number fell; by the loop's
+    clock."""
+
+    asked: float
+    short: float
+    least: int = 0
     wanted: int = 0
-    making: int = 0
-    last_miss: float = 0.0
+    ready: deque[Sandbox] = field(default_factory=deque)
+    making: list[_Making] = field(default_factory=list)
+
+    @property
+    def held(self) -> int:
+        return len(self.ready) + len(self.making)
 
 
 class Pool:
-    """`make` creates a sandbox of a kind, marked as pooled. `hits` and `misses` count hand-outs."""
+    """`make` creates a sandbox of a kind, marked as pooled; `end` ends and removes one by its id. `hits` and `misses` count what was asked for, by whether one
+    was there or on its way."""
 
-    def __init__(self, context: Context, make: Callable[[Kind], Awaitable[Sandbox]]) -> None:
+    def __init__(self, context: Context, make: Callable[[Kind], Awaitable[Sandbox]], end: Callable[[str], Awaitable[None]]) -> None:
         self._context = context
         self._make = make
+        self._kill = end
         self._shelves: dict[Kind, _Shelf] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._resting: asyncio.Task[None] | None = None
+        self._ebbing: asyncio.Task[None] | None = None
+        self._asked = 0.0
         self._closed = False
         self.hits = 0
         self.misses = 0
 
     def stock(self, kind: Kind) -> None:
-        """Keeps the configured number of this kind from now on."""
-        shelf = self._shelves.setdefault(kind, _Shelf())
-        shelf.wanted = max(shelf.wanted, self._context.policy.pool_size)
-        self._refill(kind)
+        """Keeps the configured number of this kind from now on, whether or not anybody asks."""
+        shelf = self._shelf(kind)
+        shelf.least = self._context.policy.pool_size
+        shelf.wanted = max(shelf.wanted, shelf.least)
+        self._refill(kind, shelf)
 
-    def take(self, kind: Kind) -> Sandbox | None:
-        """A ready one, or None; either way demand is noted and the shelf refilled behind it."""
-        if self._context.policy.pool_size == 0:
+    def kept(self) -> dict[Kind, int]:
+        """How many of each kind are ready or on their way."""
+        return {kind: shelf.held for kind, shelf in self._shelves.items()}
+
+    async def take(self, kind: Kind) -> Sandbox | None:
+        """One that runs, or None where the caller does better to start one; either way demand is noted. Cancelled while one is on its way, that one goes to the
+        next who asks."""
+        if self._context.policy.pool_size == 0 or self._closed:
             return None
-        shelf = self._shelves.setdefault(kind, _Shelf(wanted=self._context.policy.pool_size))
-        found = None
-        while shelf.ready and found is None:
-            candidate = shelf.ready.popleft()
-            found = candidate if candidate.record.state is MachineState.READY else None
-        self._note_demand(shelf, hit=found is not None)
-        self._refill(kind)
+        shelf = self._shelf(kind)
+        shelf.asked = self._asked = asyncio.get_running_loop().time()
+        try:
+            found = self._ready(shelf)
+            if found is None:
+                shelf.wanted += 1
+                shelf.short = shelf.asked
+                found = await self._on_its_way(shelf)
+        finally:
+            self._refill_when_quiet()
+        self.hits += found is not None
+        self.misses += found is None
         return found
 
-    def _note_demand(self, shelf: _Shelf, *, hit: bool) -> None:
-        now = self._context.now()
-        if hit:
-            self.hits += 1
-            if now - shelf.last_miss > FALL_AFTER and shelf.wanted > self._context.policy.pool_size:
-                shelf.wanted -= 1
-                shelf.last_miss = now
-        else:
-            self.misses += 1
-            shelf.wanted += 1
-            shelf.last_miss = now
+    def _shelf(self, kind: Kind) -> _Shelf:
+        shelf = self._shelves.get(kind)
+        if shelf is None:
+            shelf = self._shelves[kind] = _Shelf(now := asyncio.get_running_loop().time(), now, wanted=self._context.policy.pool_size)
+            if self._ebbing is None:
+                self._ebbing = self._begin(self._ebb_now_and_then(), "pool-ebb")
+        return shelf
+
+    def _ready(self, shelf: _Shelf) -> Sandbox | None:
+        while shelf.ready:
+            candidate = shelf.ready.popleft()
+            if candidate.record.state is MachineState.READY:
+                return candidate
+            self._end(candidate)
+        return None
+
+    async def _on_its_way(self, shelf: _Shelf) -> Sandbox | None:
+        making = next((one for one in shelf.making if not one.claimed), None)
+        if making is None or making.task is None:
+            return None
+        making.claimed = True
+        try:
+            await asyncio.wait({making.task})
+        except asyncio.CancelledError:
+            making.claimed = False
+            if making.task.done():
+                self._put(shelf, making.task)
+            raise
+        return None if making.task.cancelled() else making.task.result()
+
+    def _put(self, shelf: _Shelf, done: asyncio.Task[Sandbox | None]) -> None:
+        made = None if done.cancelled() else done.result()
+        if made is not None:
+            shelf.ready.append(made)
+
+    # -- making ----------------------------------------------------------------------------------------------------------------------
+
+    def _refill_when_quiet(self) -> None:
+        if self._resting is None and not self._closed:
+            self._resting = self._begin(self._rest(), "pool-rest")
+
+    async def _rest(self) -> None:
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + QUIET_AT_MOST
+        while (left := min(self._asked + QUIET, latest) - loop.time()) > 0:  # noqa: ASYNC110 - the time moves while it is waited for
+            await asyncio.sleep(left)
+        self._resting = None
+        for kind, shelf in self._shelves.items():
+            self._refill(kind, shelf)
+
+    def _refill(self, kind: Kind, shelf: _Shelf) -> None:
+        while not self._closed and shelf.held < shelf.wanted:
+            if not self._has_room(kind, shelf):
+                shelf.wanted = shelf.held
+                return
+            making = _Making()
+            shelf.making.append(making)
+            making.task = self._begin(self._fill(kind, shelf, making), f"pool-{kind.template}")
+
+    def _has_room(self, kind: Kind, shelf: _Shelf) -> bool:
+        """Whether another of the kind is within the budget, if need be after others left that were not asked for since."""
+        budget = self._context.policy.pool_memory
+        need = kind.shape.memory_bytes
+        others = sorted((other for other in self._shelves.items() if other[1].asked < shelf.asked), key=lambda other: other[1].asked)
+        spare = sum(len(other.ready) * elsewhere.shape.memory_bytes for elsewhere, other in others)
+        if self._committed_bytes() - spare + need > budget:
+            return False
+        for _, other in others:
+            while other.ready and self._committed_bytes() + need > budget:
+                self._end(other.ready.popleft())
+                other.wanted = other.held
+        return True
 
     def _committed_bytes(self) -> int:
-        return sum((len(shelf.ready) + shelf.making) * kind.shape.memory_bytes for kind, shelf in self._shelves.items())
+        return sum(shelf.held * kind.shape.memory_bytes for kind, shelf in self._shelves.items())
 
-    def _refill(self, kind: Kind) -> None:
-        shelf = self._shelves[kind]
-        while not self._closed and len(shelf.ready) + shelf.making < shelf.wanted:
-            if self._committed_bytes() + kind.shape.memory_bytes > self._context.policy.pool_memory:
-                shelf.wanted = max(len(shelf.ready) + shelf.making, 0)
-                return
-            shelf.making += 1
-            task = asyncio.create_task(self._fill(kind, shelf), name=f"pool-{kind.template}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _fill(self, kind: Kind, shelf: _Shelf) -> None:
+    async def _fill(self, kind: Kind, shelf: _Shelf, making: _Making) -> Sandbox | None:
+        """The one made: for whoever claimed it, else it is put on the shelf and None returned."""
+        made: Sandbox | None = None
         try:
-            sandbox = await self._make(kind)
-            guest = await sandbox.guest()
-            await exercise(guest)
-            if (service := self._context.service(kind.template)) is not None:
-                await exercise_service(guest, service, kind.template)
-            shelf.ready.append(sandbox)
+            made = await self._make(kind)
+            await self._exercise(kind, made, making)
         except TorporError as error:
             shelf.wanted = len(shelf.ready)
             log.warning("pool_not_filled", template=kind.template, error=str(error))
+            if made is not None:
+                self._end(made)
+            return None
+        except asyncio.CancelledError:
+            if made is not None:
+                shelf.ready.append(made)  # for `close` to end
+            raise
         finally:
-            shelf.making -= 1
+            shelf.making.remove(making)
+        if making.claimed:
+            return made
+        shelf.ready.append(made)
+        return None
+
+    async def _exercise(self, kind: Kind, made: Sandbox, making: _Making) -> None:
+        guest = await made.guest()
+        if not making.claimed:
+            await exercise(guest)
+        service = self._context.service(kind.template)
+        if service is not None and not making.claimed:
+            await exercise_service(guest, service, kind.template)
+
+    # -- letting go ------------------------------------------------------------------------------------------------------------------
+
+    async def _ebb_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(FALL_AFTER / 10)
+            self.ebb(asyncio.get_running_loop().time())
+
+    def ebb(self, now: float) -> None:
+        """`now`: the loop's clock. A kind that sufficed for FALL_AFTER loses one, down to the configured number, or to none where nobody asked for it and
+        it is not stocked. What is too many then is ended."""
+        for kind, shelf in list(self._shelves.items()):
+            least = shelf.least if now - shelf.asked > FALL_AFTER else self._context.policy.pool_size
+            if now - shelf.short > FALL_AFTER and shelf.wanted > least:
+                shelf.wanted -= 1
+                shelf.short = now
+            while shelf.ready and shelf.held > shelf.wanted:
+                self._end(shelf.ready.popleft())
+            if shelf.wanted == shelf.held == 0:
+                del self._shelves[kind]
+
+    def _end(self, sandbox: Sandbox) -> None:
+        self._begin(self._ended(sandbox.id), f"pool-end-{sandbox.id}")
+
+    async def _ended(self, sandbox_id: str) -> None:
+        try:
+            await self._kill(sandbox_id)
+        except TorporError as error:
+            log.warning("pool_not_ended", sandbox=sandbox_id, error=str(error))
+
+    def _begin(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def filled(self) -> None:
-        """Returns when nothing is being made."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Returns when nothing is being made, nor about to be."""
+        while tasks := self._tasks - {self._ebbing}:
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Ends what is pooled: nobody was promised any of it."""
         self._closed = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         for shelf in self._shelves.values():
             while shelf.ready:
-                await shelf.ready.popleft().kill()
+                await self._ended(shelf.ready.popleft().id)
