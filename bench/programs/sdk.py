@@ -1,6 +1,7 @@
 """Rounds through E2B's Python SDK beside torpor.client's, in turns; prints a line of JSON for each sample. Addresses and keys are in the environment.
 
-python bench/programs/sdk.py ROUNDS CELLS      E2B_DOMAIN, E2B_API_KEY, SSL_CERT_FILE; TORPOR_URL, TORPOR_API_KEY, TORPOR_CA_FILE
+python bench/programs/sdk.py ROUNDS CELLS [PAUSE]      PAUSE: only cells, with so many seconds between two sandboxes
+E2B_DOMAIN, E2B_API_KEY, SSL_CERT_FILE; TORPOR_URL, TORPOR_API_KEY, TORPOR_CA_FILE
 """
 
 from __future__ import annotations
@@ -55,8 +56,20 @@ def cells(count: int) -> list[float]:
     return found
 
 
+def pooled(rounds: int, count: int, pause: float) -> None:
+    """The server has never made one of these: its pool begins with the first two, which do not count."""
+    for number in range(rounds + 2):
+        took = cells(count)
+        if number > 1:
+            say("e_cell_pooled", took[0], took[-1])
+        time.sleep(pause)
+
+
 def main() -> None:
-    rounds, count = int(sys.argv[1]), int(sys.argv[2])
+    rounds, count, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    if pause:
+        pooled(rounds, count, pause)
+        return
     with Client() as client:
         for number in range(rounds + 1):
             floor, engine = ours(client), theirs()

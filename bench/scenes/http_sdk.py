@@ -19,21 +19,29 @@ PACKAGE = "e2b-code-interpreter==2.11.5"
 """With the `e2b` that it asks for."""
 PROGRAM = Path(__file__).parents[1] / "programs" / "sdk.py"
 CELLS = 10
+PAUSE = 4.0
+"""Seconds between two sandboxes from the pool."""
 
 
 async def measure(stage: Stage) -> None:
+    """Without a pool, then with the pool that a server has by default."""
     folder = await asyncio.to_thread(published.from_pypi, f"bench-{PACKAGE}", PACKAGE)
     rounds = stage.counts.idle // 2
+    await _rounds(stage, folder, "e_first_result", [str(rounds), str(CELLS)], TORPOR_POOL_SIZE="0")
+    await _rounds(stage, folder, "e_cell_pooled", [str(rounds), str(CELLS), str(PAUSE)])
+
+
+async def _rounds(stage: Stage, folder: Path, key: str, arguments: list[str], **settings: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         domain = f"sbx.localhost:{free.getsockname()[1]}"  # the code interpreter's SDK goes by names and TLS alone
-    settings = {"TORPOR_POOL_SIZE": "0", "TORPOR_PORT": domain.partition(":")[2], "TORPOR_DOMAIN": domain, "TORPOR_TLS": "auto"}
-    async with stage.attempt("e_first_result"), stage.server(**settings) as server:
-        stage.say(f"{rounds} rounds through E2B's SDK")
+    settings |= {"TORPOR_PORT": domain.partition(":")[2], "TORPOR_DOMAIN": domain, "TORPOR_TLS": "auto"}
+    async with stage.attempt(key), stage.server(**settings) as server:
+        stage.say(f"rounds through E2B's SDK: {' '.join(arguments)}")
         authority = str(stage.home / "tls" / "ca.pem")
         theirs = {"E2B_DOMAIN": domain, "E2B_API_KEY": (stage.home / "first-e2b-key").read_text().strip(), "SSL_CERT_FILE": authority}
         ours = {"TORPOR_URL": f"https://api.{domain}", "TORPOR_API_KEY": server.key, "TORPOR_CA_FILE": authority}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "ignore", str(PROGRAM), str(rounds), str(CELLS)),
+            *(sys.executable, "-W", "ignore", str(PROGRAM), *arguments),
             env=published.environment(PYTHONPATH=str(folder), **theirs, **ours),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

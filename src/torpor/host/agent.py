@@ -12,6 +12,7 @@ from torpor.host.chores import Chores
 from torpor.host.context import Context, new_id
 from torpor.host.fit import demand_fit
 from torpor.host.pool import Kind, Pool
+from torpor.host.quiet import Quiet
 from torpor.host.record import SandboxRecord
 from torpor.host.sandbox import Sandbox
 from torpor.host.saving import Seed
@@ -53,7 +54,8 @@ class HostAgent:
         self._sandboxes: dict[str, Sandbox] = {}
         self._warm = WarmImages(context)
         self._canary = Canary(context)
-        self._pool = Pool(context, self._make_pooled, self.kill)
+        self._quiet = Quiet()
+        self._pool = Pool(context, self._quiet, self._make_pooled, self.kill)
         self._chores: Chores | None = None
         self._listeners: list[Callable[[Sandbox], None]] = []
 
@@ -162,17 +164,22 @@ class HostAgent:
         """A running sandbox whose guest has answered. From the pool when one is there, else from the warm image (booted first if there is none).
         Raises NotFound (template,
         snapshot), Incompatible, NoSpace and what a launch raises; nothing is left then."""
-        if spec.pooled and self._is_template(spec.source):
-            kind = Kind(self._context.images.template(spec.source).name, spec.shape, spec.network)
-            found = await self._pool.take(kind)
-            if found is not None:
-                try:
-                    await found.hand_out(leash=spec.leash, sandbox_id=spec.sandbox_id, hostname=spec.hostname, names=dict(spec.names), egress=spec.egress)
-                except BaseException:
-                    await asyncio.shield(self.kill(found.id))
-                    raise
-                return found
-        return await self._create(spec, pool=False)
+        with self._quiet.asked():
+            return await self._from_pool(spec) or await self._create(spec, pool=False)
+
+    async def _from_pool(self, spec: CreateSpec) -> Sandbox | None:
+        """Only of templates: what a snapshot runs is its owner's, and does not run before somebody asks for it."""
+        if not spec.pooled or not self._is_template(spec.source):
+            return None
+        found = await self._pool.take(Kind(self._context.images.template(spec.source).name, spec.shape, spec.network))
+        if found is None:
+            return None
+        try:
+            await found.hand_out(leash=spec.leash, sandbox_id=spec.sandbox_id, hostname=spec.hostname, names=dict(spec.names), egress=spec.egress)
+        except BaseException:
+            await asyncio.shield(self.kill(found.id))
+            raise
+        return found
 
     async def _make_pooled(self, kind: Kind) -> Sandbox:
         return await self._create(CreateSpec(kind.template, kind.shape, kind.network), pool=True)
@@ -246,12 +253,14 @@ class HostAgent:
         sandbox = self.get(sandbox_id)
         if sandbox.record.artefact_id and sandbox.record.state is not MachineState.READY:
             await self.demand_fit(self._context.snapshots.get(sandbox.record.artefact_id))
-        await sandbox.resume()
+        with self._quiet.asked():
+            await sandbox.resume()
         return sandbox
 
     async def cold_boot(self, sandbox_id: str) -> Sandbox:
         sandbox = self.get(sandbox_id)
-        await sandbox.cold_boot()
+        with self._quiet.asked():
+            await sandbox.cold_boot()
         return sandbox
 
     async def snapshot(self, sandbox_id: str, name: str) -> Artefact:
@@ -270,7 +279,10 @@ class HostAgent:
         count = len(wanted) or count
         if not 1 <= count <= 1000:
             raise InvalidInput(f"{count} copies: 1 to 1,000 at a time.")
-        source = self.get(sandbox_id)
+        with self._quiet.asked():
+            return await self._fork(self.get(sandbox_id), count, wanted)
+
+    async def _fork(self, source: Sandbox, count: int, wanted: Sequence[CreateSpec]) -> list[Sandbox]:
         seed = await source.seed(count)
         kept = source.record
         spec = CreateSpec(kept.template, replace(kept.shape), kept.network, leash=kept.leash, egress=kept.egress)
@@ -293,7 +305,8 @@ class HostAgent:
         artefact = self._context.snapshots.get(artefact_id)
         await self.demand_fit(artefact)
         sandbox = self.get(sandbox_id)
-        await sandbox.rollback(artefact)
+        with self._quiet.asked():
+            await sandbox.rollback(artefact)
         return sandbox
 
     async def set_egress(self, sandbox_id: str, egress: Egress) -> None:

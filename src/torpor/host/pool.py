@@ -8,8 +8,7 @@ A pooled sandbox is an ordinary one whose record says `pool`. At hand-out it get
 was its own from the start. Only templates are pooled: what a snapshot runs is its owner's, and would run before anybody asked.
 
 The number kept per kind follows demand: each time nothing was ready it rises, within the memory budget; it falls when nobody asked for a while, and what was
-not asked for the longest makes room for what is. Refills wait until nobody asks: a machine that starts takes the cores from the first command of the one
-handed out.
+not asked for the longest makes room for what is. Refills wait for a core that nobody needs (host.quiet), so the pool costs those nothing who find it empty.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 
 from torpor.host.boot import exercise
 from torpor.host.context import Context
+from torpor.host.quiet import Quiet
 from torpor.host.sandbox import Sandbox
 from torpor.host.services import exercise_service
 from torpor.log import Log
@@ -34,10 +34,6 @@ T = TypeVar("T")
 
 FALL_AFTER = 300.0
 """Seconds in which what there was of a kind sufficed, after which the wanted number falls by one."""
-QUIET = 0.25
-"""Seconds after the last hand-out before refilling begins: a first command has usually run by then."""
-QUIET_AT_MOST = 2.0
-"""Seconds that refilling waits for quiet in the longest case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +74,15 @@ class Pool:
     """`make` creates a sandbox of a kind, marked as pooled; `end` ends and removes one by its id. `hits` and `misses` count what was asked for, by whether one
     was there or on its way."""
 
-    def __init__(self, context: Context, make: Callable[[Kind], Awaitable[Sandbox]], end: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, context: Context, quiet: Quiet, make: Callable[[Kind], Awaitable[Sandbox]], end: Callable[[str], Awaitable[None]]) -> None:
         self._context = context
+        self._quiet = quiet
         self._make = make
         self._kill = end
         self._shelves: dict[Kind, _Shelf] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._resting: asyncio.Task[None] | None = None
+        self._refilling: asyncio.Task[None] | None = None
         self._ebbing: asyncio.Task[None] | None = None
-        self._asked = 0.0
         self._closed = False
         self.hits = 0
         self.misses = 0
@@ -96,7 +92,7 @@ class Pool:
         shelf = self._shelf(kind)
         shelf.least = self._context.policy.pool_size
         shelf.wanted = max(shelf.wanted, shelf.least)
-        self._refill(kind, shelf)
+        self._refill()
 
     def kept(self) -> dict[Kind, int]:
         """How many of each kind are ready or on their way."""
@@ -108,7 +104,7 @@ class Pool:
         if self._context.policy.pool_size == 0 or self._closed:
             return None
         shelf = self._shelf(kind)
-        shelf.asked = self._asked = asyncio.get_running_loop().time()
+        shelf.asked = asyncio.get_running_loop().time()
         try:
             found = self._ready(shelf)
             if found is None:
@@ -116,7 +112,7 @@ class Pool:
                 shelf.short = shelf.asked
                 found = await self._on_its_way(shelf)
         finally:
-            self._refill_when_quiet()
+            self._refill()
         self.hits += found is not None
         self.misses += found is None
         return found
@@ -158,27 +154,29 @@ class Pool:
 
     # -- making ----------------------------------------------------------------------------------------------------------------------
 
-    def _refill_when_quiet(self) -> None:
-        if self._resting is None and not self._closed:
-            self._resting = self._begin(self._rest(), "pool-rest")
+    def _refill(self) -> None:
+        if self._refilling is None and not self._closed:
+            self._refilling = self._begin(self._refill_in_quiet(), "pool-refill")
 
-    async def _rest(self) -> None:
-        loop = asyncio.get_running_loop()
-        latest = loop.time() + QUIET_AT_MOST
-        while (left := min(self._asked + QUIET, latest) - loop.time()) > 0:  # noqa: ASYNC110 - the time moves while it is waited for
-            await asyncio.sleep(left)
-        self._resting = None
-        for kind, shelf in self._shelves.items():
-            self._refill(kind, shelf)
+    async def _refill_in_quiet(self) -> None:
+        """Begins what is missing, one after the other, the kind that was asked for last first."""
+        try:
+            while self._missing() is not None:
+                await self._quiet.room(lambda: sum(len(shelf.making) for shelf in self._shelves.values()))
+                if (kind := self._missing()) is not None:
+                    shelf, making = self._shelves[kind], _Making()
+                    shelf.making.append(making)
+                    making.task = self._begin(self._fill(kind, shelf, making), f"pool-{kind.template}")
+        finally:
+            self._refilling = None
 
-    def _refill(self, kind: Kind, shelf: _Shelf) -> None:
-        while not self._closed and shelf.held < shelf.wanted:
-            if not self._has_room(kind, shelf):
+    def _missing(self) -> Kind | None:
+        for kind, shelf in sorted(self._shelves.items(), key=lambda entry: -entry[1].asked):
+            if shelf.held < shelf.wanted:
+                if self._has_room(kind, shelf):
+                    return kind
                 shelf.wanted = shelf.held
-                return
-            making = _Making()
-            shelf.making.append(making)
-            making.task = self._begin(self._fill(kind, shelf, making), f"pool-{kind.template}")
+        return None
 
     def _has_room(self, kind: Kind, shelf: _Shelf) -> bool:
         """Whether another of the kind is within the budget, if need be after others left that were not asked for since."""
@@ -215,6 +213,7 @@ class Pool:
             raise
         finally:
             shelf.making.remove(making)
+            self._quiet.told()
         if making.claimed:
             return made
         shelf.ready.append(made)

@@ -41,29 +41,37 @@ class Built:
 
 
 class Index:
-    """Reads at every call: another process may have built meanwhile. Writing needs the build lock."""
+    """Looks at the file at every call, for another process may have built meanwhile, and reads it when it is another one. Writing needs the build lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._file = root / "index.json"
         self._committing = threading.Lock()
+        self._read: tuple[tuple[int, int, int], Mapping[str, Sequence[Built]]] = ((0, 0, 0), {})
 
     def builds(self) -> Mapping[str, Sequence[Built]]:
         """The builds of each image whose directories are there, the newest first. Raises Corrupt for an index that is not ours."""
         try:
-            text = self._file.read_text(encoding="utf-8")
+            about = os.stat(self._file)
         except FileNotFoundError:
             return {}
+        which = (about.st_ino, about.st_mtime_ns, about.st_size)
+        if which != self._read[0]:
+            self._read = (which, self._named())
+        there = {name: [built for built in builds if os.path.isdir(built.directory)] for name, builds in self._read[1].items()}
+        return {name: builds for name, builds in there.items() if builds}
+
+    def _named(self) -> Mapping[str, Sequence[Built]]:
         try:
-            document = json.loads(text)
+            document = json.loads(self._file.read_text(encoding="utf-8"))
             if document["version"] != _VERSION:
                 raise Corrupt(f"{self._file} has version {document['version']}; this torpor reads {_VERSION}.")
             others = document.get("others", {})
-            found = {name: [self._built(name, item) for item in (newest, *others.get(name, ()))] for name, newest in document["current"].items()}
+            return {name: [self._built(name, item) for item in (newest, *others.get(name, ()))] for name, newest in document["current"].items()}
+        except FileNotFoundError:
+            return {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Corrupt(f"{self._file} is damaged: {error}.", mend="Remove it; the images are then built again.") from error
-        there = {name: [built for built in builds if built.directory.is_dir()] for name, builds in found.items()}
-        return {name: builds for name, builds in there.items() if builds}
 
     def _built(self, name: str, item: Mapping[str, Any]) -> Built:
         return Built(name, item["digest"], item["key"], self.directory(name, item["digest"]), item["fields"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from host_world import SHAPE, World, opened
 from torpor.host import pool as pools
 from torpor.host.agent import CreateSpec
 from torpor.host.pool import Kind, Pool
+from torpor.host.quiet import Quiet
 from torpor.host.sandbox import Sandbox
 from torpor.model.errors import VmmError
 from torpor.model.sandbox import NetworkMode
@@ -32,11 +33,14 @@ class Rig:
     world: World
     pool: Pool
     gate: asyncio.Event
+    quiet: Quiet
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     begun: int = 0
     broken: bool = False
 
     async def make(self, kind: Kind) -> Sandbox:
         self.begun += 1
+        self.changed.set()
         await self.gate.wait()
         if self.broken:
             raise VmmError("broken")
@@ -48,8 +52,9 @@ async def rigged(home: Path, **policy: Any) -> AsyncIterator[Rig]:
     async with opened(home, **{"pool_size": 1} | policy) as world:
         gate = asyncio.Event()
         gate.set()
-        rig: Rig = Rig(world, None, gate)  # type: ignore[arg-type]
-        rig.pool = Pool(world.agent.context, rig.make, world.agent.kill)
+        quiet = Quiet(cores=2)
+        rig: Rig = Rig(world, None, gate, quiet)  # type: ignore[arg-type]
+        rig.pool = Pool(world.agent.context, quiet, rig.make, world.agent.kill)
         yield rig
         await rig.pool.close()
         assert all(not one.record.pool for one in world.agent._sandboxes.values())
@@ -59,6 +64,8 @@ async def rigged(home: Path, **policy: Any) -> AsyncIterator[Rig]:
 
 async def waiting(rig: Rig, kind: Kind = KIND) -> asyncio.Task[Sandbox | None]:
     """Somebody who asks, and waits for what is on its way."""
+    while not rig.begun:
+        await rig.changed.wait()
     asking = asyncio.create_task(rig.pool.take(kind))
     await asyncio.sleep(0)
     assert not asking.done()
@@ -78,11 +85,18 @@ async def test_what_is_ready_is_taken_and_replaced_when_it_is_quiet(home: Path) 
         await rig.world.agent.kill(first.id)
 
 
-async def test_refills_do_not_wait_for_ever_while_somebody_keeps_asking(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "QUIET", 60.0)
-    monkeypatch.setattr(pools, "QUIET_AT_MOST", 0.05)
-    async with rigged(home) as rig:
-        assert await rig.pool.take(KIND) is None
+async def test_refills_wait_for_a_core(home: Path) -> None:
+    async with rigged(home, pool_size=2) as rig:
+        with rig.quiet.asked():
+            rig.pool.stock(KIND)
+            await asyncio.sleep(0)
+            assert rig.begun == 0
+        rig.gate.clear()
+        while rig.begun == 0:
+            await rig.changed.wait()
+        await asyncio.sleep(0)
+        assert rig.begun == 1, "one core, one machine in the making"
+        rig.gate.set()
         await rig.pool.filled()
         assert rig.pool.kept() == {KIND: 2}
 
