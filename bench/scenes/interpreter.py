@@ -31,8 +31,6 @@ async def measure(bench: Bench) -> None:
             await agent.pool.filled()
             async with bench.attempt(key):
                 sandbox = await agent.create(CreateSpec(NAME, SMALL, NetworkMode.OFF, pooled=pooled))
-                if pooled:
-                    await agent.pool.filled()
                 took = [await cell(await sandbox.guest()) for _ in range(CELLS)]
                 bench.samples.add(key, took[0], floor=took[-1])
                 await agent.kill(sandbox.id)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from torpor.log import Log
-from torpor.model.errors import HostError
+from torpor.model.errors import GuestOSError, HostError
 from torpor.ports.guest import ExecSpec, Exited, Guest, GuestProcess
 from torpor.ports.images import Service
 
@@ -54,6 +54,11 @@ async def exercise_service(guest: Guest, service: Service, name: str) -> None:
         ended = await _once(guest, service.exercise, _EXERCISE_SECONDS)
         if ended.shell_code != 0:
             log.warning("service_not_exercised", template=name, how=_how(ended))
+    if service.port is not None:
+        try:
+            (await guest.connect(service.port)).close()
+        except GuestOSError as error:
+            log.warning("service_not_connected", template=name, error=str(error))
 
 
 async def _until_ready(guest: Guest, ready: Sequence[str]) -> None:

@@ -134,6 +134,7 @@ _SERVICE = Service(
     ready=("curl", "-fsS", "-o", "/dev/null", "-m", "20", "http://127.0.0.1:49999/health"),
     ready_seconds=900.0,
     exercise=("curl", "-fsS", "-m", "60", "-X", "POST", "http://127.0.0.1:49999/rehearse"),
+    port=49999,
 )
 
 STANDARD = ("base", "minimal")

@@ -13,12 +13,14 @@ class Service:
     """What runs in every sandbox of a template from its start: it is in the warm image. Commands of the template's user.
 
     `start` is started once and runs on. `ready` is run again, at intervals, until it succeeds, for at most `ready_seconds`; the warm image is saved then.
-    `exercise` is run in a sandbox made ahead for a pool, so that what a first use needs has run once there; it must leave nothing behind."""
+    `exercise` is run in a sandbox made ahead for a pool, so that what a first use needs has run once there; it must leave nothing behind.
+    Where its users come in through a TCP `port` of the guest, that is connected to then as well, and closed."""
 
     start: Sequence[str]
     ready: Sequence[str]
     ready_seconds: float
     exercise: Sequence[str] = ()
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from dataclasses import replace
+
 import pytest
 from guest_world import Agent
 
@@ -52,3 +55,11 @@ async def test_an_exercise_that_fails_is_borne(agent: Agent, guest: RemoteGuest)
     await exercise_service(guest, service("true", "true", exercise=f"touch {agent.home}/done; false"), "t")
     assert (agent.home / "done").exists()
     assert await guest.processes() == []
+
+
+async def test_an_exercise_comes_in_where_users_do(guest: RemoteGuest) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        await exercise_service(guest, replace(service("true", "true"), port=port), "t")
+        server.accept()[0].close()
+    await exercise_service(guest, replace(service("true", "true"), port=port), "t")  # nobody listens: that is borne
