@@ -44,7 +44,8 @@ class Activity:
     async def touch(self, sandbox: Sandbox) -> None:
         now = self._context.now()
         step = min(_COARSE, sandbox.idle_timeout / 10) if sandbox.idle_timeout > 0 else _COARSE
-        if now - self._noted.get(sandbox.id, 0.0) >= step:
+        noted = self._noted[sandbox.id] = max(self._noted.get(sandbox.id, 0.0), sandbox.last_active_at)
+        if now - noted >= step:
             await self._write(sandbox.id, now)
 
     async def keep(self) -> None:

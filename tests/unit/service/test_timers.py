@@ -64,6 +64,19 @@ async def test_activity_puts_the_idle_time_off(world: World) -> None:
     assert (await world.sandbox(sandbox_id)).state is S.PAUSED
 
 
+async def test_a_first_command_finds_the_activity_noted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction would hold it up, and say nothing that the create did not."""
+    plane = await world.start()
+    sandbox_id = await running(plane, idle_timeout=20.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(plane.sandboxes._activity, "_write", None)
+        async with plane.sandboxes.use(ME, sandbox_id, "exec"):
+            pass
+    world.clock.move(1)
+    async with plane.sandboxes.use(ME, sandbox_id, "exec"):
+        assert (await world.sandbox(sandbox_id)).last_active_at == world.clock.now()
+
+
 async def test_a_sandbox_with_somebody_inside_is_not_idle_for_any_process(world: World) -> None:
     inside, other = await world.start(sole=False), await world.start(sole=False)
     sandbox_id = await running(inside, idle_timeout=20.0)
