@@ -13,6 +13,8 @@ import pytest
 from client_world import Restartable
 from command_world import Terminal, begun, ended, torpor
 
+from patience import PATIENCE
+
 
 @pytest.fixture
 async def box(server: Restartable) -> str:
@@ -191,6 +193,6 @@ async def test_an_interrupted_copy_leaves_what_was_there(server: Restartable, bo
             await asyncio.sleep(0.01)
             assert process.returncode is None
         process.send_signal(signal.SIGINT)
-        assert await process.wait() == 130
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 130
     assert (tmp_path / "big").read_text() == "old"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".big.")]

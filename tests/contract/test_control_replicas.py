@@ -249,7 +249,8 @@ async def test_a_killed_postgres_is_a_clear_error_and_loses_nothing(redis: Redis
             await asyncio.to_thread(server.start)
             answer = await pausing
             assert (answer.status_code, answer.json()["state"]) == (200, "paused"), answer.text
-            assert (await one.client.post(f"/v1/capsules/{capsule}/resume")).json()["state"] == "running"
+            answer = await one.client.post(f"/v1/capsules/{capsule}/resume")
+            assert (answer.status_code, answer.json().get("state")) == (200, "running"), answer.text
             events = [each["event"] for each in (await one.client.get(f"/v1/capsules/{capsule}/events")).json()["events"]]
             assert events.count("capsule.pause") == 1
     finally:

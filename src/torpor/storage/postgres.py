@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Executable
+from sqlalchemy import Executable, event, exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -67,6 +67,7 @@ class PostgresDatabase:
             pool_use_lifo=True,
             connect_args={"timeout": CONNECT_TIMEOUT, "command_timeout": COMMAND_TIMEOUT, "server_settings": _SERVER},
         )
+        event.listen(self._engine.sync_engine, "checkout", _demand_open)
         self._shelf = Shelf(self._engine.dialect)
         try:
             async with self.write() as connection:
@@ -105,7 +106,7 @@ class PostgresDatabase:
             async with asyncio.timeout(COMMAND_TIMEOUT):
                 await self._looks.acquire()
             try:
-                kept = self._kept.pop() if self._kept else await self._keep()
+                kept = await self._kept_open() or await self._keep()
                 try:
                     rows = await self._looked(kept, statement, parameters)
                 except BaseException:
@@ -115,6 +116,15 @@ class PostgresDatabase:
             finally:
                 self._looks.release()
         return rows
+
+    async def _kept_open(self) -> _Kept | None:
+        """One that was kept, unless its server has gone since."""
+        while self._kept:
+            kept = self._kept.pop()
+            if not kept.driver.is_closed():
+                return kept
+            await to_its_end(_drop(kept.connection))
+        return None
 
     async def _looked(self, kept: _Kept, statement: Executable, parameters: Parameters | None) -> Sequence[Cells]:
         known = self._shelf.of(statement)
@@ -176,6 +186,12 @@ class _Looking:
     async def change(self, statement: Executable, parameters: Parameters | None = None, *, heavy: bool = False) -> int:
         demand_writing(False)
         return 0
+
+
+def _demand_open(_connection: object, record: Any, _proxy: object) -> None:
+    """Of a connection that comes out of the pool: asyncpg has heard when its server went. The pool then makes another."""
+    if record.driver_connection.is_closed():
+        raise exc.DisconnectionError
 
 
 async def _drop(connection: AsyncConnection) -> None:
