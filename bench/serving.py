@@ -114,7 +114,7 @@ class Server:
 
     def start(self) -> None:
         clock = Clock()
-        self._process = subprocess.Popen([TORPOR, "serve"], env=self._environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._process = subprocess.Popen([TORPOR, "serve"], env=self._environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         said = self._process.stderr
         assert said is not None
         lines = []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torpor.apps.engine import Engine
 from torpor.apps.local import LocalServer
+from torpor.apps.priority import come_first
 from torpor.apps.settings import Settings
 from torpor.host.pool import Kind
 from torpor.model.sandbox import NetworkMode
@@ -23,6 +24,7 @@ def main(settings: Settings, progress: Progress, say: Callable[[str], None]) -> 
 
 
 async def serve(settings: Settings, progress: Progress, say: Callable[[str], None]) -> None:
+    come_first()
     engine = Engine(settings, pool_size=settings.pool_size)
     engine.lock()
     stop = asyncio.Event()

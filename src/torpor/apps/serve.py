@@ -25,6 +25,7 @@ from torpor.apps.certs import certificate_of
 from torpor.apps.control import Outside, People, Wired, control_plane
 from torpor.apps.engine import Engine
 from torpor.apps.local import LocalServer
+from torpor.apps.priority import come_first
 from torpor.apps.settings import Settings
 from torpor.durable import files
 from torpor.host.desk import HostDesk
@@ -93,6 +94,7 @@ async def serve(settings: Settings, progress: Progress, say: Callable[[str], Non
     certificate, private_key = certificate_of(settings)
     where = Listening(settings.host, settings.port, certificate, private_key, settings.insecure_http)
     where.check()
+    come_first()
     engine = Engine(settings, pool_size=settings.pool_size)
     engine.lock()
     listener = listen(where)
