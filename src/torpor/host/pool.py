@@ -201,7 +201,7 @@ class Pool:
         try:
             made = await self._make(kind)
             await self._exercise(kind, made, making)
-        except TorporError as error:
+        except (TorporError, OSError) as error:
             shelf.wanted = len(shelf.ready)
             log.warning("pool_not_filled", template=kind.template, error=str(error))
             if made is not None:
@@ -236,7 +236,7 @@ class Pool:
 
     def ebb(self, now: float) -> None:
         """`now`: the loop's clock. A kind that sufficed for FALL_AFTER loses one, down to the configured number, or to none where nobody asked for it and
-        it is not stocked. What is too many then is ended."""
+        it is not stocked. What is too many then is ended. A stocked kind that lost some, to a failure or to others, is tried again."""
         for kind, shelf in list(self._shelves.items()):
             least = shelf.least if now - shelf.asked > FALL_AFTER else self._context.policy.pool_size
             if now - shelf.short > FALL_AFTER and shelf.wanted > least:
@@ -244,8 +244,10 @@ class Pool:
                 shelf.short = now
             while shelf.ready and shelf.held > shelf.wanted:
                 self._end(shelf.ready.popleft())
+            shelf.wanted = max(shelf.wanted, shelf.least)
             if shelf.wanted == shelf.held == 0:
                 del self._shelves[kind]
+        self._refill()
 
     def _end(self, sandbox: Sandbox) -> None:
         self._begin(self._ended(sandbox.id), f"pool-end-{sandbox.id}")

@@ -156,6 +156,18 @@ async def test_where_none_can_be_made_the_caller_tries(home: Path) -> None:
         assert rig.pool.kept() == {KIND: 1}, "and the next who asks has the pool try again"
 
 
+async def test_what_is_stocked_is_tried_again_by_and_by(home: Path) -> None:
+    async with rigged(home) as rig:
+        rig.broken = True
+        rig.pool.stock(KIND)
+        await rig.pool.filled()
+        assert rig.pool.kept() == {KIND: 0}
+        rig.broken = False
+        rig.pool.ebb(asyncio.get_running_loop().time())
+        await rig.pool.filled()
+        assert rig.pool.kept() == {KIND: 1}
+
+
 async def test_one_that_died_meanwhile_is_no_hit(home: Path) -> None:
     async with rigged(home) as rig:
         rig.pool.stock(KIND)
