@@ -45,7 +45,7 @@ class Counts:
     channel: int
 
 
-QUICK = Counts(idle=6, dirty=2, large=2, fork=2, fork_large=1, burst=1, pooled=6, density=30, window=10.0, channel=2)
+QUICK = Counts(idle=6, dirty=2, large=2, fork=2, fork_large=1, burst=1, pooled=6, density=100, window=10.0, channel=2)
 FULL = Counts(idle=40, dirty=8, large=3, fork=5, fork_large=2, burst=3, pooled=50, density=100, window=30.0, channel=5)
 
 

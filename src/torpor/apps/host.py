@@ -10,12 +10,8 @@ from torpor.apps.engine import Engine
 from torpor.apps.local import LocalServer
 from torpor.apps.priority import come_first
 from torpor.apps.settings import Settings
-from torpor.host.pool import Kind
-from torpor.model.sandbox import NetworkMode
-from torpor.model.shapes import Shape
+from torpor.apps.stock import STOCKED, stock
 from torpor.ports.images import Progress
-
-STOCKED = "base"
 
 
 def main(settings: Settings, progress: Progress, say: Callable[[str], None]) -> None:
@@ -33,8 +29,7 @@ async def serve(settings: Settings, progress: Progress, say: Callable[[str], Non
         loop.add_signal_handler(number, stop.set)
     await engine.ensure(STOCKED, progress)
     async with engine, LocalServer(engine, settings.home):
-        if settings.pool_size:
-            engine.agent.pool.stock(Kind(STOCKED, Shape(), NetworkMode.OFF))
+        await stock(engine)
         say(f"The host agent of {settings.home} is ready.")
         await stop.wait()
         say("Stopping; sandboxes run on.")

@@ -27,14 +27,12 @@ from torpor.apps.engine import Engine
 from torpor.apps.local import LocalServer
 from torpor.apps.priority import come_first
 from torpor.apps.settings import Settings
+from torpor.apps.stock import STOCKED, stock
 from torpor.durable import files
 from torpor.host.desk import HostDesk
-from torpor.host.pool import Kind
 from torpor.hostlink.local import LocalHosts
 from torpor.log import Log
 from torpor.model.errors import InvalidInput, NoPermission
-from torpor.model.sandbox import NetworkMode
-from torpor.model.shapes import Shape
 from torpor.notify.client import Client
 from torpor.notify.guard import Guard, networks
 from torpor.notify.seal import sealer_of
@@ -45,7 +43,6 @@ from torpor.service.first import FirstStart
 
 log = Log()
 
-STOCKED = "base"
 GRACE_SECONDS = 5
 """What open requests and streams are given at the end."""
 MOST_FRAME = 1 << 20
@@ -101,8 +98,7 @@ async def serve(settings: Settings, progress: Progress, say: Callable[[str], Non
     with listener, beside(where, settings.proxy_port) as more:
         await engine.ensure(STOCKED, progress)
         async with engine, LocalServer(engine, settings.home), embedded(engine, settings) as wired:
-            if settings.pool_size:
-                engine.agent.pool.stock(Kind(STOCKED, Shape(), NetworkMode.OFF))
+            await stock(engine)
             if wired.first is not None:
                 hand_over(wired.first, settings.home, say)
             url = where.url(listener.getsockname()[1])

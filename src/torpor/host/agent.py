@@ -246,6 +246,10 @@ class HostAgent:
         self._context.disks.register_base(template.digest, template.disk, template.format)
         return await self._warm.get(template, shape)
 
+    async def is_warm(self, template_name: str, shape: Shape) -> bool:
+        """Whether it is there already. Raises NotFound."""
+        return await self._warm.find(self._context.images.template(template_name), self._warm.warm_shape(shape)) is not None
+
     async def pause(self, sandbox_id: str) -> Artefact:
         return await self.get(sandbox_id).pause()
 

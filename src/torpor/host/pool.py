@@ -87,10 +87,15 @@ class Pool:
         self.hits = 0
         self.misses = 0
 
-    def stock(self, kind: Kind) -> None:
-        """Keeps the configured number of this kind from now on, whether or not anybody asks."""
-        shelf = self._shelf(kind)
-        shelf.least = self._context.policy.pool_size
+    def stock(self, kind: Kind, most: int | None = None) -> None:
+        """Keeps the configured number of this kind from now on, `most` at most, whether or not anybody asks."""
+        size = self._context.policy.pool_size
+        if size == 0:
+            return
+        if kind not in self._shelves:
+            self._shelves[kind] = _Shelf(float("-inf"), asyncio.get_running_loop().time())
+        shelf = self._shelves[kind]
+        shelf.least = size if most is None else min(size, most)
         shelf.wanted = max(shelf.wanted, shelf.least)
         self._refill()
 
@@ -121,8 +126,6 @@ class Pool:
         shelf = self._shelves.get(kind)
         if shelf is None:
             shelf = self._shelves[kind] = _Shelf(now := asyncio.get_running_loop().time(), now, wanted=self._context.policy.pool_size)
-            if self._ebbing is None:
-                self._ebbing = self._begin(self._ebb_now_and_then(), "pool-ebb")
         return shelf
 
     def _ready(self, shelf: _Shelf) -> Sandbox | None:
@@ -155,6 +158,8 @@ class Pool:
     # -- making ----------------------------------------------------------------------------------------------------------------------
 
     def _refill(self) -> None:
+        if self._ebbing is None and not self._closed:
+            self._ebbing = self._begin(self._ebb_now_and_then(), "pool-ebb")
         if self._refilling is None and not self._closed:
             self._refilling = self._begin(self._refill_in_quiet(), "pool-refill")
 

@@ -35,7 +35,7 @@ class WarmImages:
         """The warm image of `template` for `shape`, booted now if there is none that fits this machine as it is. A caller that leaves does not stop the build.
         Raises what a cold boot raises."""
         wanted = self.warm_shape(shape)
-        found = await self._find(template, wanted)
+        found = await self.find(template, wanted)
         if found is not None:
             return found
         key = (template.digest, wanted)
@@ -45,7 +45,8 @@ class WarmImages:
             task.add_done_callback(lambda _: self._building.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _find(self, template: Template, shape: Shape) -> Artefact | None:
+    async def find(self, template: Template, shape: Shape) -> Artefact | None:
+        """The one that is there, for a shape as `warm_shape` makes it."""
         here = await fingerprint(self._context, shape, self._context.images.boot())
         for artefact in self._context.snapshots.list(ArtefactKind.WARM, template.name):
             same = artefact.shape == shape and artefact.extra.get(TEMPLATE_DIGEST) == template.digest

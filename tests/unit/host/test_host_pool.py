@@ -156,6 +156,17 @@ async def test_where_none_can_be_made_the_caller_tries(home: Path) -> None:
         assert rig.pool.kept() == {KIND: 1}, "and the next who asks has the pool try again"
 
 
+async def test_of_some_kinds_fewer_are_stocked(home: Path) -> None:
+    async with rigged(home, pool_size=2) as rig:
+        rig.pool.stock(OTHER, 1)
+        rig.pool.stock(KIND)
+        await rig.pool.filled()
+        assert rig.pool.kept() == {OTHER: 1, KIND: 2}
+    async with rigged(home, pool_size=0) as rig:
+        rig.pool.stock(KIND)
+        assert (rig.pool.kept(), await rig.pool.take(KIND)) == ({}, None)
+
+
 async def test_what_is_stocked_is_tried_again_by_and_by(home: Path) -> None:
     async with rigged(home) as rig:
         rig.broken = True
