@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from vm_world import python, run, shell, start
@@ -12,7 +12,7 @@ from torpor.apps.engine import Engine
 from torpor.host.agent import CreateSpec
 from torpor.host.sandbox import Sandbox
 from torpor.model.shapes import Shape
-from torpor.ports.guest import ExecSpec
+from torpor.ports.guest import ExecSpec, Guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -33,16 +33,20 @@ async def hostile(engine: Engine) -> AsyncIterator[Sandbox]:
     assert [record.id for record in engine.agent.records()] == [neighbour.id]
 
 
+async def processes(guest: Guest, enough: Callable[[int], bool]) -> None:
+    """Asked without a pause, the agent, which comes first, would leave the others no time to come or go."""
+    while not enough((await guest.metrics()).processes):
+        await asyncio.sleep(0.2)
+
+
 async def test_a_fork_bomb_starves_itself_only(hostile: Sandbox) -> None:
     guest = await hostile.guest()
     bomb = await start(guest, ["bash", "-c", "bomb() { bomb | bomb & }; bomb; wait"])
-    while (await guest.metrics()).processes < 500:
-        await guest.ping()
+    await processes(guest, lambda count: count >= 500)
     await guest.write_file("/root/during", b"the bomb")
     await bomb.kill_tree()
     await bomb.wait()
-    while (await guest.metrics()).processes > 0:
-        await guest.ping()
+    await processes(guest, lambda count: count == 0)
 
 
 async def test_a_memory_hog_dies_and_the_agent_does_not(hostile: Sandbox) -> None:

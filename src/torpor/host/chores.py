@@ -35,8 +35,14 @@ class Chores:
         await self._idle.wait()
 
     async def close(self) -> None:
+        """What nobody refers to any more does not wait for the next owner; the rest does."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if not self._idle.is_set():
+            try:
+                await self._collect()
+            except TorporError as error:
+                log.warning("chore_failed", error=str(error))
 
     async def _run(self) -> None:
         while True:
