@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 
 from torpor.wire.guest.frames import BULK_PAYLOAD, DATA, HEADER, MAGIC, PAGE, Frame, Header, Lent, ProtocolError, sane
@@ -16,13 +17,21 @@ _SPARE = 2
 
 
 class _Buffer:
-    __slots__ = ("data", "lent", "pages", "view")
+    """Memory of its own pages, which costs nothing before it is written to: a bytearray would be filled with zeros."""
+
+    __slots__ = ("_pages", "data", "lent", "view")
 
     def __init__(self, size: int) -> None:
-        self.data = bytearray(size)
+        self.data = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.data)
-        self.pages = [self.view[at : at + PAGE] for at in range(0, size - PAGE + 1, PAGE)]
+        self._pages: list[memoryview] = []
         self.lent = 0
+
+    @property
+    def pages(self) -> list[memoryview]:
+        if not self._pages:
+            self._pages = [self.view[at : at + PAGE] for at in range(0, len(self.data) - PAGE + 1, PAGE)]
+        return self._pages
 
 
 class FrameReader:
