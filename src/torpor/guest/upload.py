@@ -214,11 +214,14 @@ class Upload:
         """Opens, writes all that is there and finishes, as far as it can, in one go of a thread."""
         if self._busy or self._over or (self._opened and not self._pieces and not self._ended):
             return
-        if self._target.rewrite and self._opened and not self._ended and sum(map(len, self._pieces)) < _TOGETHER:
-            return  # as few writes as can be: each is an event to who watches
+        # A rewrite is as few writes as can be, for each is an event to who watches: what came along with the request waits for the rest as well.
+        little = self._target.rewrite and not self._ended and sum(map(len, self._pieces)) < _TOGETHER
+        if little and self._opened:
+            return
         self._busy = True
-        pieces, ending, opened = self._pieces, self._ended, self._opened
-        self._pieces, self._waiting = [], 0
+        pieces, ending, opened = [] if little else self._pieces, self._ended, self._opened
+        if not little:
+            self._pieces, self._waiting = [], 0
 
         def work() -> Json | None:
             try:

@@ -67,6 +67,8 @@ class _Watch:
         self._half_timer: Timer | None = None
         self._stream: Stream | None = None
         self._overflowed = False
+        self._holding = False
+        """A directory that joined is being looked through; events wait."""
         try:
             if not stat.S_ISDIR(os.stat(self._root).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
@@ -118,6 +120,7 @@ class _Watch:
     def _join(self, relative: str) -> None:
         """A directory appeared: watch it and report what is in it already, in a thread, with the reading of events held back."""
         self._loop.unregister(self._fd)
+        self._holding = True
         found: list[tuple[str, bool]] = []
         written: set[str] = set()
 
@@ -140,6 +143,7 @@ class _Watch:
                 self._tell("created", path, is_directory)
                 if path in written:
                     self._tell("written", path, is_directory)
+            self._holding = False
             self._loop.register(self._fd, select.EPOLLIN, self._on_readable)
             self._events(self._later)
 
@@ -175,15 +179,18 @@ class _Watch:
             # Anything known was found before its event: once the queue is empty, no such event can be left.
             self._known_until_empty()
         if self._half is not None and self._half_timer is None:
-            self._half_timer = self._loop.later(_PAIR_SECONDS, self._give_up_half)
+            self._half_timer = self._loop.later(_PAIR_SECONDS, self._half_waited)
 
     _later = b""
 
     def _known_until_empty(self) -> None:
+        if not self._more():
+            self._known.clear()
+
+    def _more(self) -> bool:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        if not poll.poll(0):
-            self._known.clear()
+        return bool(poll.poll(0))
 
     def _event(self, number: int, mask: int, cookie: int, name: str) -> bool:
         """One event; True if a directory joined, and the rest must wait."""
@@ -227,7 +234,7 @@ class _Watch:
         if self._half is None:
             return self._appeared(path, is_directory)
         _, old, _ = self._half
-        self._half = None
+        self._forget_half()
         if is_directory:
             for number, relative in self._names.items():
                 if relative == old or relative.startswith(old + "/"):
@@ -235,15 +242,28 @@ class _Watch:
         self._tell("renamed", old, is_directory, path)
         return False
 
-    def _give_up_half(self) -> None:
-        """The other half of a rename lies outside: the name was removed, and the watches below it with it."""
+    def _half_waited(self) -> None:
+        """The time for the other half is over. A machine that stood still meanwhile has it in the queue, or behind a directory that is being looked through:
+        what is there is read first, and if the half is still alone then, it waits once more."""
+        self._half_timer = None
+        if self._later or self._holding:
+            self._half_timer = self._loop.later(_PAIR_SECONDS, self._half_waited)
+        elif self._more():
+            self._on_readable(0)
+        else:
+            self._give_up_half()
+
+    def _forget_half(self) -> None:
         if self._half_timer is not None:
             self._half_timer.cancel()
-            self._half_timer = None
+        self._half = self._half_timer = None
+
+    def _give_up_half(self) -> None:
+        """The other half of a rename lies outside: the name was removed, and the watches below it with it."""
         if self._half is None:
             return
         _, old, is_directory = self._half
-        self._half = None
+        self._forget_half()
         for number in [n for n, relative in self._names.items() if is_directory and (relative == old or relative.startswith(old + "/"))]:
             libc.LIBC.inotify_rm_watch(self._fd, number)
             del self._names[number]
