@@ -57,7 +57,7 @@ def cells(count: int) -> list[float]:
 
 
 def pooled(rounds: int, count: int, pause: float) -> None:
-    """The server has never made one of these: its pool begins with the first two, which do not count."""
+    """The first two, which import and connect, and may find no pool yet, do not count."""
     for number in range(rounds + 2):
         took = cells(count)
         if number > 1:
